@@ -1,1 +1,1 @@
-
+pub mod blocking; pub mod dir_view; pub mod view_store;

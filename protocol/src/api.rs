@@ -1,0 +1,439 @@
+//! The one API: what the command line, the page and other programs ask of a running site.
+//!
+//! Invariant: nothing else reaches into a site; the command line has no private door. Every answer
+//! is plain data that serialises to JSON; every refusal is one sentence, a hint and an exit code.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use serde::{Deserialize, Serialize};
+
+use crate::ids::{HeadId, SiteId, SnapshotId, SpaceId};
+use crate::manifest::{History, SectionKind};
+
+/// What a failure means for whoever called; also the exit code of the command line.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Failure {
+    /// It did not work.
+    Error,
+    /// The call itself was wrong.
+    Usage,
+    /// Data failed a check; nothing was published.
+    Verification,
+    /// Not finished; the same call goes on where it was.
+    Incomplete,
+}
+
+impl Failure {
+    /// The exit code.
+    pub fn exit_code(self) -> u8 {
+        match self {
+            Failure::Error => 1,
+            Failure::Usage => 2,
+            Failure::Verification => 3,
+            Failure::Incomplete => 4,
+        }
+    }
+}
+
+/// One sentence and what to do about it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
+#[error("{error}")]
+pub struct ApiError {
+    pub error: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hint: Option<String>,
+    pub failure: Failure,
+}
+
+impl ApiError {
+    /// A failure with a hint.
+    pub fn new(failure: Failure, error: impl Into<String>, hint: impl Into<String>) -> Self {
+        Self { error: error.into(), hint: Some(hint.into()), failure }
+    }
+
+    /// A failure that explains itself.
+    pub fn plain(failure: Failure, error: impl Into<String>) -> Self {
+        Self { error: error.into(), hint: None, failure }
+    }
+}
+
+/// What can be asked.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(tag = "op", rename_all = "snake_case")]
+pub enum Operation {
+    Status,
+    Doctor,
+    SpaceAdd { name: String, path: String, #[serde(default)] history: Option<History>, #[serde(default)] opaque: bool },
+    SpaceList,
+    SpaceShow { space: String },
+    SpaceRemove { space: String },
+    Invite { space: String, #[serde(default)] sections: Vec<String>, #[serde(default)] expires_s: Option<u64> },
+    Join { ticket: String, #[serde(default)] into: Option<String>, #[serde(default)] sections: Vec<String> },
+    PeerList,
+    PeerShow { peer: String },
+    PeerRevoke { peer: String, #[serde(default)] space: Option<String> },
+    SnapshotCreate { space: String, #[serde(default)] tag: Option<String> },
+    SnapshotList { space: String },
+    SnapshotShow { space: String, snapshot: Option<String> },
+    SnapshotDiff { space: String, from: String, to: Option<String> },
+    Sync { #[serde(default)] space: Option<String>, #[serde(default)] dry_run: bool },
+    Path { space: String, #[serde(default)] section: Option<String> },
+    Verify { space: String, #[serde(default)] deep: bool },
+    Shutdown,
+}
+
+/// What is answered, one variant for each kind of result. A client reads the kind that it asked for.
+#[derive(Debug, Clone, Serialize)]
+#[serde(untagged)]
+pub enum Outcome {
+    Status(Box<Status>),
+    Doctor(Doctor),
+    Snapshot(SnapshotReport),
+    Snapshots(Vec<SnapshotInfo>),
+    SnapshotDetail(Box<SnapshotDetail>),
+    Diff(DiffReport),
+    Spaces(Vec<SpaceInfo>),
+    Space(Box<SpaceDetail>),
+    Invite(Invitation),
+    Join(Joined),
+    Peers(Vec<PeerInfo>),
+    Peer(Box<PeerInfo>),
+    Sync(SyncReport),
+    Path(PathAnswer),
+    Verify(VerifyReport),
+    Done(Done),
+}
+
+/// Something a watcher may want to see while it waits.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(tag = "event", rename_all = "snake_case")]
+pub enum Progress {
+    /// The flow entered a stage.
+    Stage { stage: String, space: String },
+    /// How far the stage is; 0 in total where it is not known yet.
+    Amount { stage: String, files: u64, files_total: u64, bytes: u64, bytes_total: u64 },
+    /// A fact worth a line: a phrase to compare, a skipped file, a lane that fell back.
+    Note { text: String },
+}
+
+/// Takes progress; must not block.
+pub trait ProgressSink: Send + Sync {
+    fn report(&self, progress: Progress);
+}
+
+/// Nobody watches.
+pub struct Unwatched;
+
+impl ProgressSink for Unwatched {
+    fn report(&self, _: Progress) {}
+}
+
+/// A running site.
+#[async_trait::async_trait]
+pub trait Node: Send + Sync + 'static {
+    /// Does one thing. Progress goes to `sink`; the call ends when the thing is done.
+    async fn call(&self, op: Operation, sink: Arc<dyn ProgressSink>) -> Result<Outcome, ApiError>;
+}
+
+/// Milliseconds since the Unix epoch.
+pub type TimeMs = u64;
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Role {
+    Owner,
+    Replica,
+}
+
+/// How a space stands at this site.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum SpaceState {
+    /// Nothing arrived or was taken yet.
+    Empty,
+    /// Work is going on.
+    Busy,
+    /// The newest version that is known here is published, and proven.
+    Ready,
+    /// Published, but a table could not be opened by this build.
+    Unproven,
+    /// A newer version is known and not yet here.
+    Behind,
+    /// The newest head has passed its time.
+    Stale,
+    /// Two heads claim the same place: nothing is taken until a person decides.
+    Frozen,
+}
+
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Status {
+    /// The URL of the API on loopback; none when it is closed.
+    pub api: Option<String>,
+    pub site: SiteId,
+    pub name: String,
+    pub version: String,
+    pub home: String,
+    pub pid: u32,
+    /// Socket addresses on which peers are served.
+    pub listening: Vec<String>,
+    pub spaces: Vec<SpaceInfo>,
+    pub peers: Vec<PeerInfo>,
+    /// What is going on now.
+    pub jobs: Vec<JobInfo>,
+    /// Bytes received from peers since the site was made, across restarts.
+    pub moved_bytes_total: u64,
+    /// Bytes of new versions that were here already, likewise.
+    pub reused_bytes_total: u64,
+    /// Newest last: things a person should know.
+    pub alerts: Vec<Alert>,
+}
+
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Alert {
+    pub time_ms: TimeMs,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub space: Option<String>,
+    pub text: String,
+}
+
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct JobInfo {
+    pub space: String,
+    pub stage: String,
+    pub files: u64,
+    pub files_total: u64,
+    pub bytes: u64,
+    pub bytes_total: u64,
+    pub since_ms: TimeMs,
+}
+
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct SpaceInfo {
+    pub name: String,
+    pub space: SpaceId,
+    pub role: Role,
+    pub path: String,
+    pub state: SpaceState,
+    pub snapshot: Option<SnapshotId>,
+    pub seq: Option<u64>,
+    pub snapshot_time_ms: Option<TimeMs>,
+    pub files: u64,
+    pub bytes: u64,
+    /// Files that the newest snapshot left out, with their reasons.
+    pub skipped: Vec<Skipped>,
+}
+
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct SpaceDetail {
+    #[serde(flatten)]
+    pub info: SpaceInfo,
+    pub owner: SiteId,
+    pub sections: Vec<SectionInfo>,
+    pub grants: Vec<GrantInfo>,
+    /// Whether old versions can be kept on this file system, and if not why.
+    pub retention: String,
+}
+
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct SectionInfo {
+    pub name: String,
+    pub kind: SectionKind,
+    pub files: u64,
+    pub bytes: u64,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub table: Option<TableInfo>,
+    /// Why the section's contents could not be proven here; none when they are.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub unproven: Option<String>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TableInfo {
+    pub version: u64,
+    pub versions: u64,
+    pub rows: u64,
+    pub dimensions: BTreeMap<String, u32>,
+    pub indices: Vec<String>,
+}
+
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct GrantInfo {
+    pub site: SiteId,
+    pub name: String,
+    pub rights: Vec<String>,
+    pub sections: Vec<String>,
+    pub expires_ms: Option<TimeMs>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Skipped {
+    pub path: String,
+    pub reason: String,
+}
+
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct SnapshotReport {
+    pub space: String,
+    pub snapshot: SnapshotId,
+    pub seq: u64,
+    pub files: u64,
+    pub bytes: u64,
+    /// Whether this is another snapshot than the one before.
+    pub changed: bool,
+    /// Files and bytes that had to be read.
+    pub read_files: u64,
+    pub read_bytes: u64,
+    pub seconds: f64,
+    pub skipped: Vec<Skipped>,
+    pub sections: Vec<SectionInfo>,
+}
+
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct SnapshotInfo {
+    pub snapshot: SnapshotId,
+    pub head: HeadId,
+    pub epoch: u64,
+    pub seq: u64,
+    pub time_ms: TimeMs,
+    pub tag: Option<String>,
+    pub files: u64,
+    pub bytes: u64,
+    /// Whether this one is live here.
+    pub live: bool,
+}
+
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct SnapshotDetail {
+    #[serde(flatten)]
+    pub info: SnapshotInfo,
+    pub sections: Vec<SectionInfo>,
+}
+
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct DiffReport {
+    pub from: SnapshotId,
+    pub to: SnapshotId,
+    pub added: Vec<String>,
+    pub removed: Vec<String>,
+    pub changed: Vec<String>,
+}
+
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Invitation {
+    pub ticket: String,
+    pub phrase: String,
+    /// RFC 3339, UTC.
+    pub expires: String,
+    pub space: String,
+}
+
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Joined {
+    pub phrase: String,
+    pub path: String,
+    #[serde(flatten)]
+    pub sync: SpaceSync,
+}
+
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct PeerInfo {
+    pub site: SiteId,
+    pub name: String,
+    pub addresses: Vec<String>,
+    pub lanes: Vec<String>,
+    pub connected: bool,
+    pub last_seen_ms: Option<TimeMs>,
+    /// Spaces that the two sites share.
+    pub spaces: Vec<String>,
+    pub moved_bytes: u64,
+}
+
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct SyncReport {
+    pub spaces: Vec<SpaceSync>,
+}
+
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct SpaceSync {
+    /// The space's name.
+    pub space: String,
+    pub snapshot: SnapshotId,
+    pub seq: u64,
+    pub published: bool,
+    pub dry_run: bool,
+    /// Whether there was anything new.
+    pub changed: bool,
+    /// Bytes received for this version, framing and proofs included.
+    pub bytes_moved: u64,
+    pub bytes_reused: u64,
+    /// What `rsync -a` would have moved at least: whole-file changes, with its delta for files of the same name where known.
+    pub rsync_bytes: u64,
+    pub seconds: f64,
+    pub rungs: Vec<RungLine>,
+    /// Sections published without being opened here, with the reason.
+    pub unproven: Vec<Skipped>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RungLine {
+    pub rung: u8,
+    pub how: String,
+    pub section: String,
+    pub files: u64,
+    pub bytes: u64,
+    pub fetch_bytes: u64,
+}
+
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct PathAnswer {
+    pub path: String,
+    pub snapshot: SnapshotId,
+}
+
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct VerifyReport {
+    pub space: String,
+    pub snapshot: SnapshotId,
+    pub ok: bool,
+    pub deep: bool,
+    pub files: u64,
+    pub bytes: u64,
+    pub seconds: f64,
+    pub problems: Vec<Problem>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Problem {
+    pub path: String,
+    pub problem: String,
+}
+
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Doctor {
+    pub ok: bool,
+    pub checks: Vec<Check>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Health {
+    Good,
+    Warning,
+    Bad,
+}
+
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Check {
+    pub check: String,
+    pub health: Health,
+    pub found: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub advice: Option<String>,
+}
+
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Done {
+    pub done: String,
+}

@@ -1,0 +1,196 @@
+//! The one path type that crosses the wire and reaches a file system.
+//!
+//! Invariant: a `LakePath` is relative, has at least one name, and no name in it can lead out of a
+//! lake, into Sluice's own folder, or mean something special on another system. Decoding goes
+//! through [`LakePath::parse`], so no other path exists inside the house.
+
+use std::fmt;
+
+use crate::codec::{CodecError, Dec, Enc, Wire};
+use crate::limits::{PATH_BYTES_MAX, PATH_DEPTH_MAX, PATH_NAME_BYTES_MAX};
+
+/// Sluice's own folder at the top of a lake.
+pub const OWN_FOLDER: &str = ".sluice";
+
+/// A validated path below a lake or a section, names separated by `/`.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct LakePath(Box<str>);
+
+/// Why a text is no path of a lake.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum PathError {
+    #[error("the path is empty")]
+    Empty,
+    #[error("the path is longer than {PATH_BYTES_MAX} bytes")]
+    TooLong,
+    #[error("the path is deeper than {PATH_DEPTH_MAX} folders")]
+    TooDeep,
+    #[error("a name in the path is longer than {PATH_NAME_BYTES_MAX} bytes")]
+    NameTooLong,
+    #[error("the path is absolute")]
+    Absolute,
+    #[error("the path names a drive")]
+    Drive,
+    #[error("the path holds an empty name")]
+    EmptyName,
+    #[error("the path holds `.` or `..`")]
+    Dots,
+    #[error("the path holds a backslash")]
+    Backslash,
+    #[error("the path holds a control character")]
+    Control,
+    #[error("the path holds a name that is reserved on some systems")]
+    Reserved,
+    #[error("the path leads into `{OWN_FOLDER}`")]
+    OwnFolder,
+    #[error("the path is not UTF-8")]
+    NotUtf8,
+}
+
+impl LakePath {
+    /// Checks a text.
+    pub fn parse(text: &str) -> Result<Self, PathError> {
+        if text.is_empty() {
+            return Err(PathError::Empty);
+        }
+        if text.len() > PATH_BYTES_MAX {
+            return Err(PathError::TooLong);
+        }
+        if text.starts_with('/') {
+            return Err(PathError::Absolute);
+        }
+        if text.contains('\\') {
+            return Err(PathError::Backslash);
+        }
+        if is_drive(text) {
+            return Err(PathError::Drive);
+        }
+        for (depth, name) in text.split('/').enumerate() {
+            if depth >= PATH_DEPTH_MAX {
+                return Err(PathError::TooDeep);
+            }
+            check_name(name)?;
+            if depth == 0 && name.eq_ignore_ascii_case(OWN_FOLDER) {
+                return Err(PathError::OwnFolder);
+            }
+        }
+        Ok(Self(text.into()))
+    }
+
+    /// The path as text.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+
+    /// The names, outermost first.
+    pub fn names(&self) -> impl DoubleEndedIterator<Item = &str> {
+        self.0.split('/')
+    }
+
+    /// The last name.
+    pub fn file_name(&self) -> &str {
+        self.0.rsplit('/').next().unwrap_or(&self.0)
+    }
+
+    /// Everything but the last name.
+    pub fn parent(&self) -> Option<LakePath> {
+        self.0.rsplit_once('/').map(|(head, _)| Self(head.into()))
+    }
+
+    /// This path with another below it.
+    pub fn join(&self, below: &LakePath) -> Result<LakePath, PathError> {
+        LakePath::parse(&format!("{}/{}", self.0, below.0))
+    }
+
+    /// This path with one more name.
+    pub fn child(&self, name: &str) -> Result<LakePath, PathError> {
+        LakePath::parse(&format!("{}/{name}", self.0))
+    }
+
+    /// The rest of this path below `folder`, or `None` when it is not below it.
+    pub fn below(&self, folder: &LakePath) -> Option<LakePath> {
+        let rest = self.0.strip_prefix(folder.as_str())?.strip_prefix('/')?;
+        LakePath::parse(rest).ok()
+    }
+}
+
+fn is_drive(text: &str) -> bool {
+    let b = text.as_bytes();
+    b.len() >= 2 && b[0].is_ascii_alphabetic() && b[1] == b':' && (b.len() == 2 || b[2] == b'/')
+}
+
+fn check_name(name: &str) -> Result<(), PathError> {
+    if name.is_empty() {
+        return Err(PathError::EmptyName);
+    }
+    if name == "." || name == ".." {
+        return Err(PathError::Dots);
+    }
+    if name.len() > PATH_NAME_BYTES_MAX {
+        return Err(PathError::NameTooLong);
+    }
+    if name.chars().any(|c| c.is_control()) {
+        return Err(PathError::Control);
+    }
+    // Windows reads `NUL`, `nul.txt` and `nul .tar.gz` as the device.
+    let stem = name.split('.').next().unwrap_or(name).trim_end();
+    if is_reserved(stem) {
+        return Err(PathError::Reserved);
+    }
+    Ok(())
+}
+
+fn is_reserved(stem: &str) -> bool {
+    const DEVICES: [&str; 6] = ["CON", "PRN", "AUX", "NUL", "CONIN$", "CONOUT$"];
+    if DEVICES.iter().any(|d| stem.eq_ignore_ascii_case(d)) {
+        return true;
+    }
+    let mut chars = stem.chars();
+    let head: String = chars.by_ref().take(3).collect();
+    let port = matches!(chars.next(), Some('0'..='9' | '¹' | '²' | '³')) && chars.next().is_none();
+    port && (head.eq_ignore_ascii_case("COM") || head.eq_ignore_ascii_case("LPT"))
+}
+
+impl fmt::Display for LakePath {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl fmt::Debug for LakePath {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:?}", &*self.0)
+    }
+}
+
+impl std::str::FromStr for LakePath {
+    type Err = PathError;
+    fn from_str(text: &str) -> Result<Self, PathError> {
+        Self::parse(text)
+    }
+}
+
+impl Wire for LakePath {
+    fn put(&self, e: &mut Enc) {
+        crate::codec::infallible(e.str(&self.0));
+    }
+    fn get(d: &mut Dec<'_>) -> Result<Self, CodecError> {
+        let text = d.str()?;
+        Self::parse(text).map_err(|e| {
+            CodecError::Invalid(format!("{:?}: {e}", text.chars().take(80).collect::<String>()))
+        })
+    }
+}
+
+impl serde::Serialize for LakePath {
+    fn serialize<S: serde::Serializer>(&self, s: S) -> Result<S::Ok, S::Error> {
+        s.serialize_str(&self.0)
+    }
+}
+
+impl<'de> serde::Deserialize<'de> for LakePath {
+    fn deserialize<D: serde::Deserializer<'de>>(d: D) -> Result<Self, D::Error> {
+        let text = <std::borrow::Cow<'de, str>>::deserialize(d)?;
+        Self::parse(&text).map_err(serde::de::Error::custom)
+    }
+}
