@@ -125,7 +125,7 @@ pub trait Document: Wire {
 
 /// Fields of a record that this version does not know, kept as they came.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Unknown(pub(crate) BTreeMap<u32, Vec<u8>>);
+pub struct Unknown(#[doc(hidden)] pub BTreeMap<u32, Vec<u8>>);
 
 impl Unknown {
     /// How many fields are unknown.
@@ -139,12 +139,14 @@ impl Unknown {
 }
 
 /// Unwraps the result of writing to memory.
-pub(crate) fn infallible<T, E: std::fmt::Debug>(r: Result<T, E>) -> T {
+#[doc(hidden)]
+pub fn infallible<T, E: std::fmt::Debug>(r: Result<T, E>) -> T {
     r.expect("writing CBOR to a Vec cannot fail")
 }
 
 /// Writes the unknown fields with keys in `from..to`, in order.
-pub(crate) fn put_unknown(e: &mut Enc, unknown: &Unknown, from: u32, to: u64) {
+#[doc(hidden)]
+pub fn put_unknown(e: &mut Enc, unknown: &Unknown, from: u32, to: u64) {
     for (key, raw) in unknown.0.range(from..) {
         if u64::from(*key) >= to {
             break;
@@ -155,7 +157,8 @@ pub(crate) fn put_unknown(e: &mut Enc, unknown: &Unknown, from: u32, to: u64) {
 }
 
 /// Reads the head of a record: how many fields follow.
-pub(crate) fn record_len(d: &mut Dec<'_>) -> Result<u64, CodecError> {
+#[doc(hidden)]
+pub fn record_len(d: &mut Dec<'_>) -> Result<u64, CodecError> {
     let left = (d.input().len() - d.position()) as u64;
     match d.map()? {
         Some(n) if n <= left => Ok(n),
@@ -164,7 +167,8 @@ pub(crate) fn record_len(d: &mut Dec<'_>) -> Result<u64, CodecError> {
 }
 
 /// Reads the next key and insists on ascending order.
-pub(crate) fn next_key(d: &mut Dec<'_>, last: &mut Option<u32>) -> Result<u32, CodecError> {
+#[doc(hidden)]
+pub fn next_key(d: &mut Dec<'_>, last: &mut Option<u32>) -> Result<u32, CodecError> {
     let key = d.u32()?;
     if last.is_some_and(|l| key <= l) {
         return Err(CodecError::NotCanonical);
@@ -174,7 +178,8 @@ pub(crate) fn next_key(d: &mut Dec<'_>, last: &mut Option<u32>) -> Result<u32, C
 }
 
 /// Passes over one value of any allowed type and returns its bytes.
-pub(crate) fn raw_value(d: &mut Dec<'_>) -> Result<Vec<u8>, CodecError> {
+#[doc(hidden)]
+pub fn raw_value(d: &mut Dec<'_>) -> Result<Vec<u8>, CodecError> {
     let start = d.position();
     skip(d, 0)?;
     Ok(d.input()[start..d.position()].to_vec())

@@ -1,0 +1,249 @@
+//! What a site knows, in one redb file in its home.
+//!
+//! Every change is one transaction with two-phase commit, because parts of what is stored come from
+//! peers: the one-phase commit trusts a checksum that a hostile value could be made to match.
+//!
+//! Invariant: nothing is written here about bytes that are not durable yet. Whoever commits "this
+//! blob is here" has fsynced it before. Larger values lie beside the file, and are fsynced, named
+//! and their folder fsynced before the row that points at them is committed.
+//!
+//! Assumptions about the disk: a completed fsync is durable; writes within a sector do not tear
+//! silently (redb checks its pages); a rename is atomic.
+
+mod lookup;
+mod records;
+pub mod site;
+mod write;
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use redb::{Database, Durability, ReadOnlyTable, ReadableDatabase, TableDefinition};
+use sluice_protocol::codec::CodecError;
+use sluice_protocol::ids::BlobHash;
+
+pub use lookup::{Lookup, Raw};
+pub use site::SiteLookup;
+pub use records::{
+    BlobRecord, FileRecord, JournalRecord, LiveRecord, LiveSection, Located, PeerRecord, Role, SnapshotRecord,
+    SpaceRecord, StagingRecord, TicketRecord,
+};
+pub use write::Batch;
+
+/// The layout of the tables; another number is refused.
+const SCHEMA: u64 = 1;
+/// Page cache of redb, in bytes. Its default of 1 GiB would break the memory promise.
+const CACHE_BYTES: usize = 64 * 1024 * 1024;
+/// Values above this lie in files of their own, in bytes.
+pub(crate) const INLINE_BYTES_MAX: usize = 64 * 1024;
+
+pub(crate) type Def = TableDefinition<'static, &'static [u8], &'static [u8]>;
+
+macro_rules! tables {
+    ($($(#[$doc:meta])* $name:ident = $text:literal),* $(,)?) => {
+        /// The tables; the number is the index into [`Reader`]'s open tables.
+        #[derive(Clone, Copy)]
+        #[repr(usize)]
+        #[allow(clippy::upper_case_acronyms)]
+        pub(crate) enum Table { $($(#[$doc])* $name),* }
+        const DEFS: &[Def] = &[$(TableDefinition::new($text)),*];
+    };
+}
+
+tables! {
+    Settings = "settings",
+    /// (space, path) → what the last scan or publish saw.
+    Files = "files",
+    /// (space, blob) → where its bytes lie.
+    Blobs = "blobs",
+    /// (space, blob) → a metadata blob's bytes, or that they lie in a file.
+    Meta = "meta",
+    /// blob → its outboard's bytes, or that they lie in a file.
+    Outboards = "outboards",
+    /// (space, first bytes of a chunk hash, blob) → nothing.
+    Chunks = "chunks",
+    /// (space, blob) → what of it is durable in staging.
+    Staging = "staging",
+    /// space → what is published.
+    Live = "live",
+    Counters = "counters",
+    Spaces = "spaces",
+    /// (space, writer, epoch, seq) → signed head.
+    Heads = "heads",
+    /// (space, snapshot) → its totals.
+    Snapshots = "snapshots",
+    /// space → signed grant set.
+    Grants = "grants",
+    Peers = "peers",
+    Tickets = "tickets",
+    /// number → event.
+    Journal = "journal",
+}
+
+impl Table {
+    pub(crate) fn def(self) -> Def {
+        DEFS[self as usize]
+    }
+}
+
+/// Why the catalog did not answer.
+#[derive(Debug, thiserror::Error)]
+pub enum CatalogError {
+    #[error("the catalog `{path}` is damaged: {cause}")]
+    Corrupt { path: PathBuf, cause: String },
+    #[error("the catalog `{path}` has layout {found}; this build knows layout {SCHEMA}")]
+    UnknownSchema { path: PathBuf, found: u64 },
+    #[error("the catalog `{path}` is in use by another process")]
+    InUse { path: PathBuf },
+    #[error("the disk is full: the catalog could not be written")]
+    DiskFull,
+    #[error("`{path}`: {source}")]
+    Io { path: PathBuf, source: io::Error },
+    #[error("a record in the catalog cannot be read: {0}")]
+    Record(#[from] CodecError),
+    #[error("the catalog failed: {0}")]
+    Store(String),
+    #[error("{0}")]
+    Refused(String),
+}
+
+macro_rules! from_redb {
+    ($($t:ty),*) => { $(impl From<$t> for CatalogError {
+        fn from(e: $t) -> Self { store_error(redb::Error::from(e)) }
+    })* };
+}
+from_redb!(
+    redb::TransactionError,
+    redb::TableError,
+    redb::StorageError,
+    redb::CommitError,
+    redb::SetDurabilityError
+);
+
+fn store_error(e: redb::Error) -> CatalogError {
+    match e {
+        redb::Error::Io(e) if e.kind() == io::ErrorKind::StorageFull => CatalogError::DiskFull,
+        redb::Error::Corrupted(cause) => CatalogError::Store(format!("it is damaged: {cause}")),
+        other => CatalogError::Store(other.to_string()),
+    }
+}
+
+struct Inner {
+    db: Database,
+    home: PathBuf,
+}
+
+/// The open catalog.
+#[derive(Clone)]
+pub struct Catalog(Arc<Inner>);
+
+impl Catalog {
+    /// Opens or makes `catalog.redb` in `home`, with `meta/` and `obao/` beside it.
+    pub fn open(home: &Path) -> Result<Self, CatalogError> {
+        let path = home.join("catalog.redb");
+        for folder in ["meta", "obao"] {
+            let at = home.join(folder);
+            std::fs::create_dir_all(&at).map_err(|source| CatalogError::Io { path: at, source })?;
+        }
+        let db = open_db(&path)?;
+        let catalog = Self(Arc::new(Inner { db, home: home.to_path_buf() }));
+        catalog.prepare(&path)?;
+        Ok(catalog)
+    }
+
+    fn prepare(&self, path: &Path) -> Result<(), CatalogError> {
+        let found = self.write(|b| -> Result<u64, CatalogError> {
+            b.make_tables()?;
+            match b.setting("schema")? {
+                Some(raw) => Ok(raw.try_into().map(u64::from_le_bytes).unwrap_or(0)),
+                None => {
+                    b.put_setting("schema", &SCHEMA.to_le_bytes())?;
+                    Ok(SCHEMA)
+                }
+            }
+        })?;
+        if found == SCHEMA {
+            Ok(())
+        } else {
+            Err(CatalogError::UnknownSchema { path: path.to_path_buf(), found })
+        }
+    }
+
+    /// One consistent view of everything.
+    pub fn read(&self) -> Result<Reader, CatalogError> {
+        let txn = self.0.db.begin_read()?;
+        let mut tables = Vec::with_capacity(DEFS.len());
+        for def in DEFS {
+            tables.push(txn.open_table(*def)?);
+        }
+        Ok(Reader { tables, home: self.0.home.clone() })
+    }
+
+    /// One durable change: all of it or nothing.
+    pub fn write<T, E: From<CatalogError>>(
+        &self,
+        change: impl FnOnce(&mut Batch) -> Result<T, E>,
+    ) -> Result<T, E> {
+        let begin = || -> Result<_, CatalogError> {
+            let mut txn = self.0.db.begin_write()?;
+            txn.set_durability(Durability::Immediate)?;
+            txn.set_two_phase_commit(true);
+            Ok(txn)
+        };
+        let mut batch = Batch::new(begin()?, self.0.home.clone());
+        let value = change(&mut batch)?;
+        batch.commit()?;
+        Ok(value)
+    }
+
+    /// Where the outboard of a large blob lies.
+    pub fn outboard_path(&self, hash: &BlobHash) -> PathBuf {
+        beside(&self.0.home, "obao", &hash.to_string())
+    }
+
+    /// The home that the catalog lies in.
+    pub fn home(&self) -> &Path {
+        &self.0.home
+    }
+}
+
+fn open_db(path: &Path) -> Result<Database, CatalogError> {
+    let at = || path.to_path_buf();
+    let corrupt = |cause: String| CatalogError::Corrupt { path: at(), cause };
+    // redb may panic on a file that is cut or overwritten; a damaged catalog is an error, not a crash.
+    let opened = std::panic::catch_unwind(|| {
+        Database::builder().set_cache_size(CACHE_BYTES).create(path)
+    });
+    match opened {
+        Err(_) => Err(corrupt("its pages contradict each other".into())),
+        Ok(Ok(db)) => Ok(db),
+        Ok(Err(redb::DatabaseError::DatabaseAlreadyOpen)) => Err(CatalogError::InUse { path: at() }),
+        Ok(Err(redb::DatabaseError::UpgradeRequired(v))) => {
+            Err(CatalogError::UnknownSchema { path: at(), found: u64::from(v) })
+        }
+        Ok(Err(redb::DatabaseError::Storage(redb::StorageError::Io(e)))) => match e.kind() {
+            io::ErrorKind::InvalidData | io::ErrorKind::UnexpectedEof => Err(corrupt(e.to_string())),
+            io::ErrorKind::StorageFull => Err(CatalogError::DiskFull),
+            _ => Err(CatalogError::Io { path: at(), source: e }),
+        },
+        Ok(Err(e)) => Err(corrupt(e.to_string())),
+    }
+}
+
+/// A file beside the catalog: `<home>/<folder>/<2 digits>/<name>`.
+pub(crate) fn beside(home: &Path, folder: &str, name: &str) -> PathBuf {
+    home.join(folder).join(&name[..2]).join(name)
+}
+
+/// A consistent view; cheap to make, to be dropped soon.
+pub struct Reader {
+    tables: Vec<ReadOnlyTable<&'static [u8], &'static [u8]>>,
+    home: PathBuf,
+}
+
+impl Reader {
+    pub(crate) fn home(&self) -> &Path {
+        &self.home
+    }
+}

@@ -1,0 +1,166 @@
+//! The rows about sites and spaces: heads, grants, peers, tickets, snapshots, journal.
+
+use sluice_protocol::grants::GrantSet;
+use sluice_protocol::head::Head;
+use sluice_protocol::ids::{SiteId, SnapshotId, SpaceId, TicketId};
+use sluice_protocol::signed::Signed;
+
+use super::lookup::{Raw, decode, key2};
+use super::records::{JournalRecord, PeerRecord, SnapshotRecord, SpaceRecord, TicketRecord};
+use super::write::encode;
+use super::{Batch, CatalogError, Lookup, Reader, Table};
+
+/// Rows of the journal that are handed out at once.
+const JOURNAL_ROWS_MAX: usize = 10_000;
+
+fn head_key(space: &SpaceId, writer: &SiteId, place: (u64, u64)) -> Vec<u8> {
+    let mut key = key2(&space.0, &writer.0);
+    key.extend_from_slice(&place.0.to_be_bytes());
+    key.extend_from_slice(&place.1.to_be_bytes());
+    key
+}
+
+fn signed<T: sluice_protocol::signed::Signable>(raw: &[u8]) -> Result<Signed<T>, CatalogError> {
+    Signed::from_bytes(raw).map_err(|e| CatalogError::Store(e.to_string()))
+}
+
+/// Questions about sites and spaces.
+pub trait SiteLookup: Lookup {
+    /// All spaces of this site.
+    fn spaces(&self) -> Result<Vec<(SpaceId, SpaceRecord)>, CatalogError> {
+        let mut found = Vec::new();
+        self.raw_scan(Table::Spaces as usize, &[], &mut |key, raw| {
+            let id = key.try_into().map_err(|_| CatalogError::Store("a space's key is damaged".into()))?;
+            found.push((SpaceId(id), decode(raw)?));
+            Ok(true)
+        })?;
+        Ok(found)
+    }
+
+    /// One space.
+    fn space(&self, space: &SpaceId) -> Result<Option<SpaceRecord>, CatalogError> {
+        self.raw_get(Table::Spaces as usize, &space.0)?.map(|r| decode(&r)).transpose()
+    }
+
+    /// The newest head of a writer.
+    fn newest_head(&self, space: &SpaceId, writer: &SiteId) -> Result<Option<Signed<Head>>, CatalogError> {
+        let raw = self.raw_last(Table::Heads as usize, &key2(&space.0, &writer.0))?;
+        raw.map(|r| signed(&r)).transpose()
+    }
+
+    /// The heads of a writer from `place` on, ascending, at most `limit`.
+    fn heads_since(
+        &self,
+        space: &SpaceId,
+        writer: &SiteId,
+        place: (u64, u64),
+        limit: usize,
+    ) -> Result<Vec<Signed<Head>>, CatalogError> {
+        let mut raws: Vec<Vec<u8>> = Vec::new();
+        self.raw_scan(Table::Heads as usize, &key2(&space.0, &writer.0), &mut |key, raw| {
+            let at = |i: usize| u64::from_be_bytes(key[i..i + 8].try_into().expect("a head's key has 16 bytes more"));
+            if key.len() == 16 && (at(0), at(8)) >= place {
+                raws.push(raw.to_vec());
+            }
+            Ok(raws.len() < limit)
+        })?;
+        raws.iter().map(|raw| signed(raw)).collect()
+    }
+
+    /// The grant set in force.
+    fn grants(&self, space: &SpaceId) -> Result<Option<Signed<GrantSet>>, CatalogError> {
+        self.raw_get(Table::Grants as usize, &space.0)?.map(|r| signed(&r)).transpose()
+    }
+
+    /// The totals of a snapshot.
+    fn snapshot(&self, space: &SpaceId, id: &SnapshotId) -> Result<Option<SnapshotRecord>, CatalogError> {
+        let raw = self.raw_get(Table::Snapshots as usize, &key2(&space.0, &id.0))?;
+        raw.map(|r| decode(&r)).transpose()
+    }
+
+    /// A paired site, revoked or not.
+    fn peer(&self, site: &SiteId) -> Result<Option<PeerRecord>, CatalogError> {
+        self.raw_get(Table::Peers as usize, &site.0)?.map(|r| decode(&r)).transpose()
+    }
+
+    /// All sites that were ever paired.
+    fn peers(&self) -> Result<Vec<(SiteId, PeerRecord)>, CatalogError> {
+        let mut found = Vec::new();
+        self.raw_scan(Table::Peers as usize, &[], &mut |key, raw| {
+            let id = key.try_into().map_err(|_| CatalogError::Store("a peer's key is damaged".into()))?;
+            found.push((SiteId(id), decode(raw)?));
+            Ok(true)
+        })?;
+        Ok(found)
+    }
+
+    /// An invitation.
+    fn ticket(&self, id: &TicketId) -> Result<Option<TicketRecord>, CatalogError> {
+        self.raw_get(Table::Tickets as usize, &id.0)?.map(|r| decode(&r)).transpose()
+    }
+
+    /// The journal from number `from` on.
+    fn journal(&self, from: u64) -> Result<Vec<(u64, JournalRecord)>, CatalogError> {
+        let mut found = Vec::new();
+        self.raw_scan(Table::Journal as usize, &[], &mut |key, raw| {
+            let number = key.try_into().map(u64::from_be_bytes).unwrap_or(0);
+            if number >= from {
+                found.push((number, decode(raw)?));
+            }
+            Ok(found.len() < JOURNAL_ROWS_MAX)
+        })?;
+        Ok(found)
+    }
+}
+
+impl SiteLookup for Reader {}
+impl SiteLookup for Batch {}
+
+impl Batch {
+    /// Adds or replaces a space.
+    pub fn put_space(&mut self, space: &SpaceId, record: &SpaceRecord) -> Result<(), CatalogError> {
+        self.put(Table::Spaces, &space.0, &encode(record))
+    }
+
+    /// Adds a head; the caller has checked the chain.
+    pub fn put_head(&mut self, head: &Signed<Head>) -> Result<(), CatalogError> {
+        self.put(Table::Heads, &head_key(&head.space, &head.writer, head.place()), head.bytes())
+    }
+
+    /// Replaces the grant set; a lower one is refused.
+    pub fn put_grants(&mut self, space: &SpaceId, grants: &Signed<GrantSet>) -> Result<(), CatalogError> {
+        if let Some(old) = self.grants(space)?
+            && old.seq > grants.seq
+        {
+            return Err(CatalogError::Refused(format!(
+                "the grants (seq {}) are older than those already seen (seq {})",
+                grants.seq, old.seq
+            )));
+        }
+        self.put(Table::Grants, &space.0, grants.bytes())
+    }
+
+    /// Records a snapshot's totals.
+    pub fn put_snapshot(&mut self, space: &SpaceId, id: &SnapshotId, record: &SnapshotRecord) -> Result<(), CatalogError> {
+        self.put(Table::Snapshots, &key2(&space.0, &id.0), &encode(record))
+    }
+
+    /// Adds or replaces a peer.
+    pub fn put_peer(&mut self, site: &SiteId, record: &PeerRecord) -> Result<(), CatalogError> {
+        self.put(Table::Peers, &site.0, &encode(record))
+    }
+
+    /// Adds or replaces an invitation.
+    pub fn put_ticket(&mut self, id: &TicketId, record: &TicketRecord) -> Result<(), CatalogError> {
+        self.put(Table::Tickets, &id.0, &encode(record))
+    }
+
+    /// Appends to the journal; each record carries the hash of the one before.
+    pub fn log(&mut self, mut record: JournalRecord) -> Result<(), CatalogError> {
+        let last = self.counter("journal")?;
+        let before = self.raw_get(Table::Journal as usize, &last.to_be_bytes())?;
+        record.prev = before.map_or([0; 32], |raw| *blake3::hash(&raw).as_bytes());
+        let number = self.add_counter("journal", 1)?;
+        self.put(Table::Journal, &number.to_be_bytes(), &encode(&record))
+    }
+}
