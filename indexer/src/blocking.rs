@@ -52,7 +52,11 @@ where
     });
     match receiver.recv() {
         Ok(Ok(output)) => Ok(output),
-        Ok(Err(e)) if e.is_panic() => Err(format!("the format library panicked: {}", words(e))),
+        Ok(Err(e)) if e.is_panic() => {
+            let words = words(e);
+            tracing::error!(%words, "a format library panicked");
+            Err(format!("the format library panicked: {words}"))
+        }
         Ok(Err(e)) => Err(format!("the format library was stopped: {e}")),
         Err(_) => Err("the runtime for table readers is gone".to_string()),
     }
@@ -76,9 +80,8 @@ mod tests {
     #[test]
     fn gives_the_output_even_inside_another_runtime() {
         let outer = tokio::runtime::Runtime::new().expect("a runtime");
-        let got = outer.block_on(async {
-            tokio::task::spawn_blocking(|| run(async { 7 })).await.expect("a blocking thread")
-        });
+        let got = outer
+            .block_on(async { tokio::task::spawn_blocking(|| run(async { 7 })).await.expect("a blocking thread") });
         assert_eq!(got, Ok(7));
     }
 

@@ -4,6 +4,7 @@
 //! exist here, so everything that is derived from one view speaks of one moment. Nothing outside
 //! the directory is listed, whatever its links say.
 
+use std::ffi::OsStr;
 use std::fs::{self, File};
 use std::io;
 use std::ops::Range;
@@ -13,7 +14,7 @@ use std::path::{Path, PathBuf};
 use bytes::Bytes;
 use sluice_protocol::limits::{ENTRIES_MAX, FILE_BYTES_MAX, PATH_DEPTH_MAX};
 use sluice_protocol::path::LakePath;
-use sluice_store::table::{SectionView, ViewFile};
+use sluice_store::table::{SectionView, TableError, ViewFile};
 
 /// Longest single read, in bytes; longer ranges are asked for in pieces by the object store.
 pub const READ_BYTES_MAX: u64 = 1 << 30;
@@ -44,25 +45,33 @@ impl DirView {
         self.root.join(path.as_str())
     }
 
+    /// A cleanup that runs while a format library reads makes it fail in many ways. What matters to
+    /// the caller is that a file went away, so that it tries again.
+    pub fn missing_if_vanished(&self, error: TableError) -> TableError {
+        match (error, self.vanished()) {
+            (TableError::Unreadable { table, .. }, Some(file)) => {
+                TableError::MissingFile { table, version: 0, file: file.to_string() }
+            }
+            (error, _) => error,
+        }
+    }
+
     /// The first listed file that is no longer there, if any is missing.
-    pub fn vanished(&self) -> Option<&LakePath> {
+    fn vanished(&self) -> Option<&LakePath> {
         let gone = |f: &&ViewFile| !self.disk_path(&f.path).exists();
         self.files.iter().find(gone).map(|f| &f.path)
     }
 }
 
-fn walk(
-    root: &Path,
-    folder: &Path,
-    prefix: &str,
-    depth: usize,
-    files: &mut Vec<ViewFile>,
-) -> io::Result<()> {
+fn walk(root: &Path, folder: &Path, prefix: &str, depth: usize, files: &mut Vec<ViewFile>) -> io::Result<()> {
     if depth >= PATH_DEPTH_MAX {
         return Err(io::Error::other(format!("`{prefix}` is deeper than {PATH_DEPTH_MAX} folders")));
     }
-    for entry in fs::read_dir(folder)? {
-        let entry = entry?;
+    let mut entries = fs::read_dir(folder)?.collect::<io::Result<Vec<_>>>()?;
+    if prefix.is_empty() {
+        entries.sort_by_key(|e| listing_order(&e.file_name()));
+    }
+    for entry in entries {
         let Some(name) = entry.file_name().to_str().map(str::to_owned) else { continue };
         let below = if prefix.is_empty() { name } else { format!("{prefix}/{name}") };
         let kind = entry.file_type()?;
@@ -85,10 +94,16 @@ fn walk(
     Ok(())
 }
 
+/// Writers place what is named before what names it, so we list the other way round: whatever a
+/// listed commit, manifest or tag names was there before it, and is listed after it.
+fn listing_order(name: &OsStr) -> usize {
+    const NAMING_OTHERS: [&str; 3] = ["_refs", "_delta_log", "_versions"];
+    NAMING_OTHERS.iter().position(|first| name == *first).unwrap_or(NAMING_OTHERS.len())
+}
+
 /// A link to a file of the same table reads as that file.
 fn leads_inside(root: &Path, path: &Path, kind: fs::FileType) -> bool {
-    kind.is_symlink()
-        && path.canonicalize().is_ok_and(|real| real.starts_with(root) && real.is_file())
+    kind.is_symlink() && path.canonicalize().is_ok_and(|real| real.starts_with(root) && real.is_file())
 }
 
 /// The object store that delta-rs and Lance write through stages a file as `NAME#NUMBER`
@@ -142,8 +157,7 @@ mod tests {
         fs::write(dir.path().join("a/real"), b"0123456789").expect("a file");
         fs::write(dir.path().join("a/real#1"), b"0").expect("a file");
         std::os::unix::fs::symlink(dir.path().join("a/real"), dir.path().join("near")).expect("ln");
-        std::os::unix::fs::symlink(outside.path().join("secret"), dir.path().join("far"))
-            .expect("ln");
+        std::os::unix::fs::symlink(outside.path().join("secret"), dir.path().join("far")).expect("ln");
         let view = DirView::open(dir.path()).expect("a view");
         fs::write(dir.path().join("later"), b"y").expect("a file");
 

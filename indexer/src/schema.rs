@@ -60,9 +60,7 @@ fn put_type(text: &mut String, kind: &DataType) {
         }
         T::Map(entries, _) => put_nested(text, "map", [&**entries]),
         T::Struct(fields) => put_nested(text, "struct", fields.iter().map(|f| &**f)),
-        T::Union(fields, mode) => {
-            put_nested(text, &format!("union[{mode:?}]"), fields.iter().map(|(_, f)| &**f))
-        }
+        T::Union(fields, mode) => put_nested(text, &format!("union[{mode:?}]"), fields.iter().map(|(_, f)| &**f)),
         T::Dictionary(_, values) => {
             // A dictionary is a way to store the values, not another kind of value.
             put_type(text, values);
@@ -76,11 +74,7 @@ fn put_type(text: &mut String, kind: &DataType) {
     };
 }
 
-fn put_nested<'a>(
-    text: &mut String,
-    name: &str,
-    children: impl IntoIterator<Item = &'a Field>,
-) -> std::fmt::Result {
+fn put_nested<'a>(text: &mut String, name: &str, children: impl IntoIterator<Item = &'a Field>) -> std::fmt::Result {
     text.push_str(name);
     text.push('(');
     for (at, child) in children.into_iter().enumerate() {
@@ -160,9 +154,9 @@ fn value_bytes(kind: &DataType) -> u64 {
         DataType::FixedSizeList(item, length) => {
             u64::from(length.unsigned_abs()).saturating_mul(value_bytes(item.data_type()))
         }
-        DataType::Struct(fields) => fields
-            .iter()
-            .fold(VARIABLE_BYTES, |sum, f| sum.saturating_add(value_bytes(f.data_type()))),
+        DataType::Struct(fields) => {
+            fields.iter().fold(VARIABLE_BYTES, |sum, f| sum.saturating_add(value_bytes(f.data_type())))
+        }
         _ => VARIABLE_BYTES,
     }
 }
@@ -203,8 +197,7 @@ mod tests {
     fn names_types_nullability_and_order_count_and_metadata_does_not() {
         let base = fingerprint(&schema());
         let change = |edit: &dyn Fn(&mut Vec<Field>)| {
-            let mut fields: Vec<Field> =
-                schema().fields().iter().map(|f| f.as_ref().clone()).collect();
+            let mut fields: Vec<Field> = schema().fields().iter().map(|f| f.as_ref().clone()).collect();
             edit(&mut fields);
             fingerprint(&Schema::new(fields))
         };
@@ -219,10 +212,7 @@ mod tests {
 
     #[test]
     fn a_name_cannot_imitate_a_type() {
-        let honest = Schema::new(vec![
-            Field::new("a", DataType::Int8, true),
-            Field::new("b", DataType::Int8, true),
-        ]);
+        let honest = Schema::new(vec![Field::new("a", DataType::Int8, true), Field::new("b", DataType::Int8, true)]);
         let sly = Schema::new(vec![Field::new("a int8 null\n1:b", DataType::Int8, true)]);
         assert_ne!(fingerprint(&honest), fingerprint(&sly));
     }

@@ -15,9 +15,8 @@ use futures_util::stream::{self, BoxStream, StreamExt};
 use lance_io::object_store::{ObjectStore as LanceStore, ObjectStoreParams, ObjectStoreProvider};
 use object_store::path::Path;
 use object_store::{
-    Attributes, CopyOptions, Error, GetOptions, GetResult, GetResultPayload, ListResult,
-    MultipartUpload, ObjectMeta, ObjectStore, PutMultipartOptions, PutOptions, PutPayload,
-    PutResult, Result,
+    Attributes, CopyOptions, Error, GetOptions, GetResult, GetResultPayload, ListResult, MultipartUpload, ObjectMeta,
+    ObjectStore, PutMultipartOptions, PutOptions, PutPayload, PutResult, Result,
 };
 use sluice_protocol::path::LakePath;
 use sluice_store::table::{SectionView, ViewFile};
@@ -49,17 +48,13 @@ pub struct ViewStore {
 impl ViewStore {
     /// Shows the files of `view` for which `hidden` is false.
     pub fn new(view: Arc<dyn SectionView>, hidden: impl Fn(&str) -> bool) -> Self {
-        let shown = (0u32..)
-            .zip(view.files())
-            .filter(|(_, f)| !hidden(f.path.as_str()))
-            .map(|(at, _)| at)
-            .collect();
+        let shown = (0u32..).zip(view.files()).filter(|(_, f)| !hidden(f.path.as_str())).map(|(at, _)| at).collect();
         Self { view, shown }
     }
 
-    /// The address of the table, without and with which delta-rs can join paths.
-    pub fn table_url() -> Url {
-        Url::parse(TABLE_URL).expect("a constant address")
+    /// [`TABLE_URL`] with a slash at its end, so that paths can be joined to it.
+    pub fn table_root() -> Url {
+        Url::parse(&format!("{TABLE_URL}/")).expect("a constant address")
     }
 
     fn file(&self, at: u32) -> &ViewFile {
@@ -67,16 +62,10 @@ impl ViewStore {
     }
 
     fn find(&self, location: &Path) -> Result<&ViewFile> {
-        let missing = || Error::NotFound {
-            path: location.to_string(),
-            source: "not in the section".into(),
-        };
+        let missing = || Error::NotFound { path: location.to_string(), source: "not in the section".into() };
         let below = location.as_ref().strip_prefix(FOLDER).and_then(|r| r.strip_prefix('/'));
         let below = below.ok_or_else(missing)?;
-        let at = self
-            .shown
-            .binary_search_by(|&at| self.file(at).path.as_str().cmp(below))
-            .map_err(|_| missing())?;
+        let at = self.shown.binary_search_by(|&at| self.file(at).path.as_str().cmp(below)).map_err(|_| missing())?;
         Ok(self.file(self.shown[at]))
     }
 
@@ -118,11 +107,7 @@ fn meta(file: &ViewFile) -> ObjectMeta {
 }
 
 /// Reads `range` piece by piece on blocking threads.
-fn pieces(
-    view: Arc<dyn SectionView>,
-    path: LakePath,
-    range: Range<u64>,
-) -> BoxStream<'static, Result<Bytes>> {
+fn pieces(view: Arc<dyn SectionView>, path: LakePath, range: Range<u64>) -> BoxStream<'static, Result<Bytes>> {
     let path = Arc::new(path);
     stream::unfold(range, move |left| {
         let (view, path) = (view.clone(), path.clone());
@@ -137,20 +122,18 @@ fn pieces(
             Some((piece, next))
         }
     })
+    // The kernel's JSON reader asks again after the end.
+    .fuse()
     .boxed()
 }
 
 async fn read(view: Arc<dyn SectionView>, path: Arc<LakePath>, range: Range<u64>) -> Result<Bytes> {
     let wanted = range.end - range.start;
     let name = path.clone();
-    let got = tokio::task::spawn_blocking(move || view.read(&path, range))
-        .await
-        .map_err(|e| generic(Box::new(e)))?;
+    let got = tokio::task::spawn_blocking(move || view.read(&path, range)).await.map_err(|e| generic(Box::new(e)))?;
     match got {
         Ok(bytes) if bytes.len() as u64 == wanted => Ok(bytes),
-        Ok(bytes) => Err(generic(
-            format!("`{name}` gave {} bytes where {wanted} were asked for", bytes.len()).into(),
-        )),
+        Ok(bytes) => Err(generic(format!("`{name}` gave {} bytes where {wanted} were asked for", bytes.len()).into())),
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
             Err(Error::NotFound { path: name.to_string(), source: Box::new(e) })
         }
@@ -172,11 +155,7 @@ impl ObjectStore for ViewStore {
         Err(read_only())
     }
 
-    async fn put_multipart_opts(
-        &self,
-        _: &Path,
-        _: PutMultipartOptions,
-    ) -> Result<Box<dyn MultipartUpload>> {
+    async fn put_multipart_opts(&self, _: &Path, _: PutMultipartOptions) -> Result<Box<dyn MultipartUpload>> {
         Err(read_only())
     }
 
@@ -193,25 +172,16 @@ impl ObjectStore for ViewStore {
         } else {
             pieces(self.view.clone(), file.path.clone(), range.clone())
         };
-        Ok(GetResult {
-            payload: GetResultPayload::Stream(payload),
-            meta,
-            range,
-            attributes: Attributes::default(),
-        })
+        Ok(GetResult { payload: GetResultPayload::Stream(payload), meta, range, attributes: Attributes::default() })
     }
 
-    fn delete_stream(
-        &self,
-        locations: BoxStream<'static, Result<Path>>,
-    ) -> BoxStream<'static, Result<Path>> {
+    fn delete_stream(&self, locations: BoxStream<'static, Result<Path>>) -> BoxStream<'static, Result<Path>> {
         locations.map(|_| Err(read_only())).boxed()
     }
 
     fn list(&self, prefix: Option<&Path>) -> BoxStream<'static, Result<ObjectMeta>> {
         let store = self.clone();
-        stream::iter(self.below(prefix).map(move |at| Ok(meta(store.file(store.shown[at])))))
-            .boxed()
+        stream::iter(self.below(prefix).map(move |at| Ok(meta(store.file(store.shown[at]))))).boxed()
     }
 
     async fn list_with_delimiter(&self, prefix: Option<&Path>) -> Result<ListResult> {
@@ -255,11 +225,7 @@ pub struct LanceViews(pub ViewStore);
 
 #[async_trait]
 impl ObjectStoreProvider for LanceViews {
-    async fn new_store(
-        &self,
-        base: Url,
-        params: &ObjectStoreParams,
-    ) -> lance_core::Result<LanceStore> {
+    async fn new_store(&self, base: Url, params: &ObjectStoreParams) -> lance_core::Result<LanceStore> {
         let store: Arc<dyn ObjectStore> = Arc::new(self.0.clone());
         let block = Some(params.block_size.unwrap_or(LANCE_BLOCK_BYTES));
         Ok(LanceStore::new(store, base, block, None, false, true, LANCE_READS, 0, None))
@@ -300,18 +266,14 @@ mod tests {
     }
 
     async fn listed(store: &ViewStore, prefix: &str) -> Vec<String> {
-        let metas: Vec<ObjectMeta> =
-            store.list(Some(&Path::from(prefix))).try_collect().await.expect("a listing");
+        let metas: Vec<ObjectMeta> = store.list(Some(&Path::from(prefix))).try_collect().await.expect("a listing");
         metas.into_iter().map(|m| m.location.to_string()).collect()
     }
 
     #[tokio::test]
     async fn lists_by_folder_and_not_by_string_prefix() {
         let store = store(&["a/b", "a/b/c", "a/bb", "a.x", "a/hidden", "ab/c", "a/d=x%20y/p"]);
-        assert_eq!(
-            listed(&store, "table/a").await,
-            ["table/a/b", "table/a/b/c", "table/a/bb", "table/a/d=x%20y/p"]
-        );
+        assert_eq!(listed(&store, "table/a").await, ["table/a/b", "table/a/b/c", "table/a/bb", "table/a/d=x%20y/p"]);
         assert_eq!(listed(&store, "table").await.len(), 6);
         assert_eq!(listed(&store, "tab").await.len(), 0);
         let top = store.list_with_delimiter(Some(&Path::from("table"))).await.expect("a listing");
