@@ -1,0 +1,362 @@
+//! The whole journey of the data, in order. Read this first.
+//!
+//! ```text
+//! owner:    scan → Entries → chunk → Chunks → manifest → Snapshot → sign → Head
+//! replica:  ask → Head → describe → Manifest → plan → Plan → transfer → Received
+//!                 → verify → Verified → publish → Published
+//! ```
+//!
+//! Each arrow is one function of one module, and the types between them say what has been done:
+//! only `verify` can make a `Verified`, and `publish` takes nothing else. `plan` is pure.
+//!
+//! Invariant: a journey that is cut anywhere leaves what was live as it was, and the next one goes
+//! on from what is durable.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Instant;
+
+use sluice_protocol::annex::ChunkListRef;
+use sluice_protocol::api::{ApiError, Failure};
+use sluice_protocol::chunks::ChunkList;
+use sluice_protocol::codec::Document;
+use sluice_protocol::head::Head;
+use sluice_protocol::ids::{BlobHash, SpaceId};
+use sluice_protocol::limits::HEAD_LIFE_MS;
+use sluice_protocol::manifest::{History, Manifest};
+use sluice_protocol::plan::Plan;
+use sluice_protocol::signed::Signed;
+use sluice_store::catalog::{CatalogError, Lookup, SiteLookup, SnapshotRecord, SpaceRecord};
+use sluice_store::chunk::chunk;
+use sluice_store::lake::Lake;
+use sluice_store::pins::{self, PinOptions, PinReport};
+use sluice_store::publish::{self, PublishOptions, Published};
+use sluice_store::scan::{Previous, ScanOptions, scan};
+use sluice_store::snapshot::{self, Snapshot};
+use sluice_store::verify::{Received, Verified, verify};
+use sluice_store::watch::Watch;
+
+use crate::clock::now_ms;
+use crate::errors::OrExplain;
+use crate::holdings::SpaceHoldings;
+use crate::jobs::Job;
+use crate::journal;
+use crate::retention::release_old_pins;
+use crate::site::Site;
+use crate::sync::metadata::Metadata;
+use crate::sync::source::Source;
+use crate::sync::survey::{Survey, chosen};
+use crate::sync::transfer::{REUSED_TOTAL, Transfer};
+use crate::sync::{SyncError, ask, blocking};
+
+/// A snapshot that was taken, and the head that points at it.
+pub struct Taken {
+    pub snapshot: Snapshot,
+    pub head: Signed<Head>,
+    /// Whether it differs from the one before.
+    pub changed: bool,
+    pub seconds: f64,
+}
+
+/// The owner's half: makes a snapshot of what lies in the lake now. Blocks.
+pub fn take_snapshot(
+    site: &Site,
+    space: &SpaceId,
+    record: &SpaceRecord,
+    tag: Option<String>,
+    job: &Job,
+) -> Result<Taken, ApiError> {
+    let started = Instant::now();
+    let lake = site.lake_of(record)?;
+    let before = site.catalog.read().or_explain()?.newest_head(space, &site.id).or_explain()?;
+
+    job.stage("scan");
+    let options = scan_options(site, record, before.as_deref());
+    let entries = scan(&lake, space, &site.catalog, &options, &site.readers, job).or_explain()?;
+    job.stage("chunk");
+    let chunks = chunk(&lake, space, &site.catalog, entries, job).or_explain()?;
+    job.stage("manifest");
+    let snapshot = snapshot::manifest(&lake, space, &site.catalog, chunks, job).or_explain()?;
+    job.stage("sign");
+    let (head, changed) = sign(site, space, &snapshot, before, tag)?;
+    job.stage("pin");
+    if changed {
+        keep(site, &lake, space, &snapshot, job);
+    }
+
+    Ok(Taken { snapshot, head, changed, seconds: started.elapsed().as_secs_f64() })
+}
+
+fn scan_options(site: &Site, record: &SpaceRecord, before: Option<&Head>) -> ScanOptions {
+    ScanOptions {
+        history: record.history.unwrap_or(History::All),
+        opaque: record.opaque,
+        opaque_folders: site.config.scan.opaque.iter().cloned().collect(),
+        sections: site.config.scan.sections.clone(),
+        previous: before.map(|h| Previous { snapshot: h.manifest, annex: h.annex }),
+        ..ScanOptions::default()
+    }
+}
+
+/// Signs a head for a snapshot, unless the newest head says the same and is young enough.
+fn sign(
+    site: &Site,
+    space: &SpaceId,
+    snapshot: &Snapshot,
+    before: Option<Signed<Head>>,
+    tag: Option<String>,
+) -> Result<(Signed<Head>, bool), ApiError> {
+    let now = now_ms();
+    let changed = before.as_ref().is_none_or(|h| h.manifest != snapshot.id);
+    if let Some(before) = &before {
+        let young = now < before.time_ms.saturating_add(HEAD_LIFE_MS / 2);
+        if !changed && young && tag.is_none() && before.annex == snapshot.annex_hash {
+            return Ok((before.clone(), false));
+        }
+    }
+    let stored = site.catalog.write(|b| -> Result<_, CatalogError> {
+        let grants = b.grants(space)?.ok_or_else(|| CatalogError::Store("the space has no grant set".into()))?;
+        let head = Signed::sign(&site.key, Head {
+            space: *space,
+            writer: site.id,
+            epoch: before.as_ref().map_or(0, |h| h.epoch),
+            seq: before.as_ref().map_or(0, |h| h.seq + 1),
+            manifest: snapshot.id,
+            annex: snapshot.annex_hash,
+            grants: b.put_meta(space, grants.bytes())?,
+            prev: before.as_ref().map(Signed::<Head>::id),
+            time_ms: now,
+            not_after_ms: now.saturating_add(HEAD_LIFE_MS),
+            tag,
+            unknown: Default::default(),
+        });
+        b.put_head(&head)?;
+        b.put_snapshot(space, &snapshot.id, &SnapshotRecord {
+            head: head.id(),
+            files: snapshot.stats.files,
+            bytes: snapshot.stats.bytes,
+            skipped: snapshot.skipped.iter().flat_map(|s| [s.path.clone(), s.reason.clone()]).collect(),
+            unknown: Default::default(),
+        })?;
+        journal::write(b, "snapshot", Some(*space), None, &format!("{} (seq {})", snapshot.id, head.seq))?;
+        Ok(head)
+    });
+    Ok((stored.or_explain()?, changed))
+}
+
+/// Pins what the snapshot needs where the file system can; a lake without pins is still shared.
+fn keep(site: &Site, lake: &Lake, space: &SpaceId, snapshot: &Snapshot, job: &Job) {
+    let options = PinOptions { copy: site.config.pins.copy };
+    match pins::pin(lake, space, &site.catalog, &snapshot.manifest, options, job) {
+        Ok(PinReport { unavailable: Some(why), .. }) => job.note(format!("old versions are not kept: {why}")),
+        Ok(_) => {
+            if let Err(e) = release_old_pins(site, lake, space) {
+                job.note(format!("pins of old versions stay for now: {e}"));
+            }
+        }
+        Err(e) => job.note(format!("old versions may not be kept: {e}")),
+    }
+}
+
+/// A version as it is known before its bytes are: head, manifest, chunk lists, and the plan.
+pub struct Described {
+    pub head: Signed<Head>,
+    pub manifest: Manifest,
+    /// Chunk lists that arrived with the description.
+    pub lists: Vec<ChunkListRef>,
+    pub plan: Plan,
+    /// What `rsync -a` would have moved, in bytes.
+    pub rsync_bytes: u64,
+    source: Arc<Source>,
+}
+
+/// The replica's half up to the plan: what is new, and how each byte would come.
+pub async fn describe(
+    site: &Site,
+    space: &SpaceId,
+    record: &SpaceRecord,
+    job: &Arc<Job>,
+) -> Result<Described, ApiError> {
+    job.stage("ask");
+    let (source, head) = ask::newest(site, space, record, job).await.or_explain()?;
+    job.stage("describe");
+    let metadata = Metadata { catalog: &site.catalog, space: *space, source: &source };
+    let (manifest, annex) = metadata.roots(&head).await.or_explain()?;
+    let sections = chosen(&manifest, &record.sections);
+    let trees: Vec<_> = sections.iter().map(|s| s.tree.clone()).collect();
+    metadata.pages(&trees).await.or_explain()?;
+
+    job.stage("plan");
+    let lake = site.lake_of(record)?;
+    let survey = survey(site, space, record, &manifest).await.or_explain()?;
+    let wanted = survey.worth_lists(&site.catalog.read().or_explain()?, space);
+    let lists = metadata.chunk_lists(&annex, &wanted).await.or_explain()?;
+    let (plan, rsync_bytes) = plan(site, space, lake, survey, &lists).await.or_explain()?;
+    Ok(Described { head, manifest, lists, plan, rsync_bytes, source })
+}
+
+/// The plan, and what rsync would have moved. Pure but for reading the catalog.
+async fn plan(
+    site: &Site,
+    space: &SpaceId,
+    lake: Lake,
+    survey: Survey,
+    lists: &[ChunkListRef],
+) -> Result<(Plan, u64), SyncError> {
+    let (site, space) = (site.clone(), *space);
+    let lists: HashMap<BlobHash, BlobHash> = lists.iter().map(|l| (l.blob, l.list)).collect();
+    blocking(move || {
+        let reader = site.catalog.read()?;
+        let here = SpaceHoldings::new(&reader, space, &lake);
+        let read = |list: &BlobHash| {
+            let bytes = reader.meta(&space, list).ok().flatten()?;
+            ChunkList::from_bytes(&bytes).ok()
+        };
+        let new_list = |blob: &BlobHash| lists.get(blob).and_then(&read);
+        let old_list = |blob: &BlobHash| read(&reader.blob(&space, blob).ok()??.list?);
+        let plan = survey.plan(&here, &new_list);
+        Ok((plan, survey.rsync_bytes(&old_list, &new_list)))
+    })
+    .await
+}
+
+async fn survey(
+    site: &Site,
+    space: &SpaceId,
+    record: &SpaceRecord,
+    manifest: &Manifest,
+) -> Result<Survey, SyncError> {
+    let (site, space, record, manifest) = (site.clone(), *space, record.clone(), manifest.clone());
+    blocking(move || {
+        let reader = site.catalog.read()?;
+        let live = reader.live(&space)?;
+        let old = match live {
+            Some(live) => reader.meta(&space, &live.snapshot.into())?,
+            None => None,
+        };
+        let old = old.and_then(|bytes| Manifest::from_bytes(&bytes).ok());
+        Survey::take(&reader, &space, old.as_ref(), &chosen(&manifest, &record.sections))
+    })
+    .await
+}
+
+/// A version that arrived and is live.
+pub struct Arrived {
+    pub described: Described,
+    pub published: Published,
+    pub unproven: Vec<String>,
+    /// Bytes received for it, proofs and metadata included.
+    pub moved_bytes: u64,
+    pub seconds: f64,
+}
+
+/// The replica's half: brings the newest version here and makes it live.
+pub async fn receive(
+    site: &Site,
+    space: &SpaceId,
+    record: &SpaceRecord,
+    job: &Arc<Job>,
+) -> Result<Arrived, ApiError> {
+    let started = Instant::now();
+    recover(site, space, record).await?;
+    let described = describe(site, space, record, job).await?;
+    let lake = site.lake_of(record)?;
+
+    job.stage("transfer");
+    let received = transfer(site, space, record, &lake, &described, job).await.or_explain()?;
+    job.stage("verify");
+    let verified = verified(site, &lake, received, job).await?;
+    let unproven = verified.unproven();
+    job.stage("publish");
+    let published = published(site, &lake, verified, &described, job).await?;
+
+    Ok(Arrived {
+        moved_bytes: described.source.moved_bytes(),
+        described,
+        published,
+        unproven,
+        seconds: started.elapsed().as_secs_f64(),
+    })
+}
+
+/// Brings catalog and live link together again after a kill.
+async fn recover(site: &Site, space: &SpaceId, record: &SpaceRecord) -> Result<(), ApiError> {
+    let (site, space, record) = (site.clone(), *space, record.clone());
+    off_reactor(move || {
+        let lake = site.lake_of(&record)?;
+        let recovered = publish::recover(&lake, &site.catalog, &space).or_explain()?;
+        if let Some(generation) = recovered.switched {
+            tracing::info!(generation, "an interrupted publication was finished");
+        }
+        Ok(())
+    })
+    .await
+}
+
+async fn transfer(
+    site: &Site,
+    space: &SpaceId,
+    record: &SpaceRecord,
+    lake: &Lake,
+    described: &Described,
+    job: &Arc<Job>,
+) -> Result<Received, SyncError> {
+    let transfer = Transfer {
+        catalog: site.catalog.clone(),
+        lake: lake.clone(),
+        space: *space,
+        source: described.source.clone(),
+        watch: job.clone(),
+        streams: site.config.limits.segments_in_flight as usize,
+    };
+    transfer.run(&described.plan).await?;
+    transfer.remember_lists(described.lists.clone()).await?;
+    Ok(Received { space: *space, head: described.head.clone(), sections: record.sections.clone() })
+}
+
+async fn verified(site: &Site, lake: &Lake, received: Received, job: &Arc<Job>) -> Result<Verified, ApiError> {
+    let (site, lake, job) = (site.clone(), lake.clone(), job.clone());
+    off_reactor(move || verify(&lake, &site.catalog, received, &site.readers, &*job).or_explain()).await
+}
+
+async fn published(
+    site: &Site,
+    lake: &Lake,
+    verified: Verified,
+    described: &Described,
+    job: &Arc<Job>,
+) -> Result<Published, ApiError> {
+    let reused = described.plan.reused_bytes();
+    let (files, bytes) = (described.manifest.entries(), described.manifest.bytes());
+    let head = described.head.clone();
+    let (site, lake, job) = (site.clone(), lake.clone(), job.clone());
+    off_reactor(move || {
+        let space = verified.space();
+        let options = PublishOptions { keep_generations: site.config.publish.keep_generations as usize, ..Default::default() };
+        let published = publish::publish(&lake, &site.catalog, &verified, options, &*job).or_explain()?;
+        let counted: Result<(), CatalogError> = site.catalog.write(|b| {
+            b.add_counter(REUSED_TOTAL, reused)?;
+            b.put_snapshot(&space, &head.manifest, &SnapshotRecord {
+                head: head.id(),
+                files,
+                bytes,
+                skipped: vec![],
+                unknown: Default::default(),
+            })?;
+            journal::write(b, "published", Some(space), None, &format!("{} (seq {})", head.manifest, head.seq))
+        });
+        counted.or_explain()?;
+        Ok(published)
+    })
+    .await
+}
+
+/// Runs blocking work off the executor.
+pub async fn off_reactor<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, ApiError> + Send + 'static,
+) -> Result<T, ApiError> {
+    match tokio::task::spawn_blocking(work).await {
+        Ok(done) => done,
+        Err(e) => Err(ApiError::plain(Failure::Incomplete, format!("a worker failed: {e}"))),
+    }
+}

@@ -1,0 +1,170 @@
+//! What sites tell each other about a space: its grants, its newest heads, who else may hold it.
+//!
+//! Invariant: nothing a peer says is stored before its signature, its space and its place in the
+//! chain were checked, and all of one reply is stored in one transaction. A fork freezes the space.
+
+use sluice_protocol::card::SiteCard;
+use sluice_protocol::codec::Bytes;
+use sluice_protocol::grants::GrantSet;
+use sluice_protocol::head::{ChainError, Head, check_chain};
+use sluice_protocol::ids::{SiteId, SpaceId};
+use sluice_protocol::limits::{CARDS_MAX, HEADS_PER_REPLY_MAX};
+use sluice_protocol::messages::{HeadsRequest, REFUSED_GRANT, REFUSED_LATER, REFUSED_NO_HEAD, Refusal, SpaceNews};
+use sluice_protocol::signed::{Signed, SignedError};
+use sluice_store::catalog::{Batch, Catalog, CatalogError, SiteLookup};
+
+use crate::clock::now_ms;
+use crate::journal;
+use crate::policy::{Policy, Reach};
+
+/// Why a peer's news is not believed.
+#[derive(Debug, thiserror::Error)]
+pub enum NewsError {
+    #[error("{what} from the peer is not believed: {cause}")]
+    Signed { what: &'static str, cause: SignedError },
+    #[error("the peer answered about another space")]
+    OtherSpace,
+    #[error("the grants (seq {found}) are older than those already seen (seq {seen})")]
+    OldGrants { found: u64, seen: u64 },
+    #[error("{0}")]
+    Chain(#[from] ChainError),
+    #[error(transparent)]
+    Catalog(#[from] CatalogError),
+}
+
+/// A peer's news after every check.
+pub struct Believed {
+    grants: Signed<GrantSet>,
+    heads: Vec<Signed<Head>>,
+    cards: Vec<Signed<SiteCard>>,
+    /// The peer has more heads: ask again.
+    pub more: bool,
+}
+
+impl Believed {
+    /// The grant set in force.
+    pub fn grants(&self) -> &Signed<GrantSet> {
+        &self.grants
+    }
+
+    /// Cards of sites that may hold the space.
+    pub fn cards(&self) -> &[Signed<SiteCard>] {
+        &self.cards
+    }
+}
+
+/// Checks a reply against what is stored of the space.
+pub fn believe(b: &impl SiteLookup, space: &SpaceId, news: &SpaceNews, now: u64) -> Result<Believed, NewsError> {
+    let grants = Signed::<GrantSet>::from_bytes(&news.grants.0)
+        .map_err(|cause| NewsError::Signed { what: "the grant set", cause })?;
+    if grants.space_id() != *space {
+        return Err(NewsError::OtherSpace);
+    }
+    if let Some(stored) = b.grants(space)?
+        && stored.seq > grants.seq
+    {
+        return Err(NewsError::OldGrants { found: grants.seq, seen: stored.seq });
+    }
+    let head = |raw: &Bytes| {
+        Signed::<Head>::from_bytes(&raw.0).map_err(|cause| NewsError::Signed { what: "a head", cause })
+    };
+    let heads = news.heads.iter().map(head).collect::<Result<Vec<_>, _>>()?;
+    let owner = grants.genesis.owner;
+    if !heads.is_empty() {
+        check_chain(*space, owner, b.newest_head(space, &owner)?.as_ref(), &heads, now)?;
+    }
+    // A card that does not verify is only a lost hint.
+    let cards = news.cards.iter().filter_map(|raw| Signed::<SiteCard>::from_bytes(&raw.0).ok());
+    let cards = cards.filter(|c| c.site == owner || grants.of(c.site).is_some()).collect();
+    Ok(Believed { grants, heads, cards, more: news.more })
+}
+
+/// Stores believed news.
+pub fn store(b: &mut Batch, space: &SpaceId, news: &Believed) -> Result<(), CatalogError> {
+    b.put_meta(space, news.grants.bytes())?;
+    b.put_grants(space, &news.grants)?;
+    for head in &news.heads {
+        b.put_head(head)?;
+    }
+    news.cards.iter().try_for_each(|card| b.put_card(card))
+}
+
+/// Checks and stores a reply in one transaction; a fork freezes the space.
+pub fn take(catalog: &Catalog, space: &SpaceId, news: &SpaceNews) -> Result<Believed, NewsError> {
+    let now = now_ms();
+    let taken = catalog.write(|b| {
+        let believed = believe(b, space, news, now)?;
+        store(b, space, &believed)?;
+        Ok(believed)
+    });
+    if let Err(NewsError::Chain(fork @ ChainError::Fork { .. })) = &taken {
+        freeze(catalog, space, &fork.to_string())?;
+    }
+    taken
+}
+
+fn freeze(catalog: &Catalog, space: &SpaceId, why: &str) -> Result<(), CatalogError> {
+    tracing::error!(space = %space.short(), why, "a fork: the space is frozen");
+    catalog.write(|b| {
+        if let Some(mut record) = b.space(space)? {
+            record.frozen = Some(why.to_string());
+            b.put_space(space, &record)?;
+            journal::write(b, "frozen", Some(*space), None, why)?;
+        }
+        Ok(())
+    })
+}
+
+/// Answers a peer that asks for the news of a space.
+pub fn answer(
+    catalog: &Catalog,
+    policy: &Policy,
+    own_card: &Signed<SiteCard>,
+    peer: SiteId,
+    request: &HeadsRequest,
+) -> Result<SpaceNews, Refusal> {
+    let failed = |e: CatalogError| {
+        tracing::error!(error = %e, "news could not be read");
+        Refusal::new(REFUSED_LATER, "the site cannot read its catalog")
+    };
+    let r = catalog.read().map_err(failed)?;
+    let space = &request.space;
+    let reach: Option<Reach> = policy.reach(&r, space, peer).map_err(failed)?;
+    // The same words whether the space is unknown here or not granted: presence is no news either.
+    let refused = || Refusal::new(REFUSED_GRANT, "no grant lets this site read that space");
+    if reach.is_none() {
+        return Err(refused());
+    }
+    let record = r.space(space).map_err(failed)?.ok_or_else(refused)?;
+    let grants = r.grants(space).map_err(failed)?.ok_or_else(refused)?;
+    let have = request.have_epoch.zip(request.have_seq);
+    let mut heads = match have {
+        Some(place) => r.heads_since(space, &record.owner, place, HEADS_PER_REPLY_MAX + 1).map_err(failed)?,
+        None => r.newest_head(space, &record.owner).map_err(failed)?.into_iter().collect(),
+    };
+    // A peer that is ahead of this site still learns where this site stands, and sees a fork.
+    if heads.is_empty() {
+        heads = r.newest_head(space, &record.owner).map_err(failed)?.into_iter().collect();
+    }
+    if heads.is_empty() {
+        return Err(Refusal::new(REFUSED_NO_HEAD, "the space has no snapshot yet"));
+    }
+    let more = heads.len() > HEADS_PER_REPLY_MAX;
+    heads.truncate(HEADS_PER_REPLY_MAX);
+    let mut cards = vec![Bytes(own_card.bytes().to_vec())];
+    let others = grants.grants.iter().map(|g| g.site).chain([record.owner]).filter(|s| *s != peer);
+    for site in others.take(CARDS_MAX) {
+        if let Ok(Some(card)) = r.card(&site)
+            && cards.len() < CARDS_MAX
+        {
+            cards.push(Bytes(card.bytes().to_vec()));
+        }
+    }
+    Ok(SpaceNews {
+        grants: Bytes(grants.bytes().to_vec()),
+        heads: heads.iter().map(|h| Bytes(h.bytes().to_vec())).collect(),
+        cards,
+        more,
+        unknown: Default::default(),
+    })
+}

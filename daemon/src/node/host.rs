@@ -1,0 +1,181 @@
+//! What this site answers its peers.
+//!
+//! Invariant: every answer goes through `policy` first, and a refusal says the same words whether a
+//! thing is not here or not granted.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use bytes::Bytes;
+use sluice_protocol::card::SiteCard;
+use sluice_protocol::codec::Bytes as CborBytes;
+use sluice_protocol::ids::{BlobHash, SiteId, SpaceId};
+use sluice_protocol::limits::GROUP_BYTES;
+use sluice_protocol::messages::{Message, PairRequest, REFUSED_LATER, REFUSED_MESSAGE, Refusal, SpaceNews};
+use sluice_protocol::signed::Signed;
+use sluice_store::blobs::{open_blob, quarantine};
+use sluice_store::catalog::{CatalogError, Lookup, SiteLookup, StoredTree};
+use sluice_store::chunk::digest_file;
+use sluice_store::lake::{Lake, Place};
+
+use crate::clock::now_ms;
+use crate::errors::OrExplain;
+use crate::lanes::{Host, ServedBlob, ServedData};
+use crate::policy::Policy;
+use crate::site::Site;
+use crate::{journal, news, pairing};
+
+/// Answers peers on behalf of a site.
+pub struct SiteHost {
+    site: Site,
+    policy: Policy,
+    served_bytes: AtomicU64,
+}
+
+impl SiteHost {
+    /// A host over the site's catalog and rules.
+    pub fn new(site: Site, policy: Policy) -> Self {
+        Self { site, policy, served_bytes: AtomicU64::new(0) }
+    }
+
+    fn pair(&self, from: SiteId, request: &PairRequest) -> Message {
+        let admitted = pairing::admit(&self.site.catalog, &self.site.key, from, request);
+        let answered = admitted.and_then(|space| self.first_news(&space));
+        match answered {
+            Ok(news) => Message::News(news),
+            Err(refusal) => {
+                tracing::warn!(site = %from.short(), code = refusal.code, "a site was not admitted");
+                Message::Refused(refusal)
+            }
+        }
+    }
+
+    /// What a new peer must know: grants and our card; the head too, if there is one.
+    fn first_news(&self, space: &SpaceId) -> Result<SpaceNews, Refusal> {
+        let failed = |e: CatalogError| {
+            tracing::error!(error = %e, "news could not be read");
+            Refusal::new(REFUSED_LATER, "the site cannot read its catalog")
+        };
+        let reader = self.site.catalog.read().map_err(failed)?;
+        let grants = reader.grants(space).map_err(failed)?;
+        let grants = grants.ok_or_else(|| Refusal::new(REFUSED_LATER, "the space is gone"))?;
+        let head = reader.newest_head(space, &grants.genesis.owner).map_err(failed)?;
+        let bytes = |raw: &[u8]| CborBytes(raw.to_vec());
+        Ok(SpaceNews {
+            grants: bytes(grants.bytes()),
+            heads: head.iter().map(|h| bytes(h.bytes())).collect(),
+            cards: vec![bytes(self.site.card().bytes())],
+            more: false,
+            unknown: Default::default(),
+        })
+    }
+
+    fn seen(&self, from: SiteId, card: Option<&CborBytes>) {
+        let card = card.and_then(|raw| Signed::<SiteCard>::from_bytes(&raw.0).ok()).filter(|c| c.site == from);
+        let noted = self.site.catalog.write(|b| match (b.peer(&from)?, card) {
+            (Some(peer), Some(card)) if !peer.revoked => pairing::put_peer(b, &card, now_ms()),
+            (None, Some(card)) => b.put_card(&card),
+            _ => Ok::<(), CatalogError>(()),
+        });
+        if let Err(e) = noted {
+            tracing::warn!(error = %e, "a peer's card could not be stored");
+        }
+    }
+
+    fn find(&self, peer: SiteId, hash: &BlobHash) -> Result<Option<ServedBlob>, CatalogError> {
+        let reader = self.site.catalog.read()?;
+        for space in self.policy.spaces_serving(&reader, peer, hash)? {
+            if let Some(bytes) = reader.meta(&space, hash)? {
+                return Ok(Some(in_memory(bytes)));
+            }
+            let Some(record) = reader.space(&space)? else { continue };
+            let Ok(lake) = self.site.lake_of(&record) else { continue };
+            let Ok(open) = open_blob(&lake, &reader, &space, hash) else { continue };
+            let outboard = match open.size {
+                0..=GROUP_BYTES => ServedData::from(vec![]),
+                _ => match reader.open_outboard(hash)? {
+                    Some(StoredTree::Bytes(bytes)) => ServedData::from(bytes),
+                    Some(StoredTree::File(file)) => ServedData::File(file),
+                    None => continue,
+                },
+            };
+            return Ok(Some(ServedBlob { size: open.size, data: ServedData::File(open.file), outboard }));
+        }
+        Ok(None)
+    }
+
+    fn set_aside(&self, hash: BlobHash) -> Result<(), sluice_protocol::api::ApiError> {
+        let reader = self.site.catalog.read().or_explain()?;
+        for (space, record) in reader.spaces().or_explain()? {
+            let Some(blob) = reader.blob(&space, &hash).or_explain()? else { continue };
+            let lake = self.site.lake_of(&record)?;
+            for at in blob.places {
+                // Only the place that is damaged: another one may still be whole.
+                if !is_whole(&lake, &at.place, blob.size, &hash) {
+                    quarantine(&lake, &self.site.catalog, &space, &hash, &at.place).or_explain()?;
+                }
+            }
+            let text = format!("blob {hash} is not what it was; it is not served any more");
+            let logged = self.site.catalog.write(|b| journal::write(b, "damaged", Some(space), None, &text));
+            logged.or_explain()?;
+        }
+        Ok(())
+    }
+}
+
+/// Whether the bytes at a place are the blob.
+fn is_whole(lake: &Lake, place: &Place, size: u64, hash: &BlobHash) -> bool {
+    let file = lake.open_place(place).ok().filter(|f| f.metadata().is_ok_and(|m| m.len() == size));
+    file.is_some_and(|f| digest_file(&f, size, false).is_ok_and(|d| d.hash == *hash))
+}
+
+/// Serves a metadata blob out of memory; its tree is made on the way.
+fn in_memory(bytes: Vec<u8>) -> ServedBlob {
+    let (_, outboard) = sluice_store::outboard::of_bytes(&bytes);
+    ServedBlob {
+        size: bytes.len() as u64,
+        data: ServedData::from(Bytes::from(bytes)),
+        outboard: ServedData::from(outboard),
+    }
+}
+
+#[async_trait::async_trait]
+impl Host for SiteHost {
+    fn is_paired(&self, site: SiteId) -> bool {
+        self.policy.is_paired(site)
+    }
+
+    async fn on_message(&self, from: SiteId, paired: bool, message: Message) -> Message {
+        // Catalog work blocks: an fsync must not hold up the reactor.
+        tokio::task::block_in_place(|| match message {
+            Message::Pair(request) => self.pair(from, &request),
+            Message::Heads(request) if paired => {
+                self.seen(from, request.card.as_ref());
+                let card = self.site.card();
+                match news::answer(&self.site.catalog, &self.policy, &card, from, &request) {
+                    Ok(news) => Message::News(news),
+                    Err(refusal) => Message::Refused(refusal),
+                }
+            }
+            _ => Message::Refused(Refusal::new(REFUSED_MESSAGE, "that message has no place here")),
+        })
+    }
+
+    fn open_blob(&self, peer: SiteId, hash: BlobHash) -> Option<ServedBlob> {
+        self.find(peer, &hash).unwrap_or_else(|e| {
+            tracing::error!(error = %e, "a blob could not be looked up");
+            None
+        })
+    }
+
+    fn served(&self, _peer: SiteId, bytes: u64) {
+        self.served_bytes.fetch_add(bytes, Ordering::Relaxed);
+    }
+
+    fn damaged(&self, hash: BlobHash) {
+        tracing::error!(%hash, "bytes at rest do not match their hash");
+        if let Err(e) = self.set_aside(hash) {
+            tracing::error!(error = %e, "a damaged blob could not be set aside");
+        }
+    }
+}
+

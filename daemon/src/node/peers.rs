@@ -1,0 +1,90 @@
+//! Peers: who they are, and cutting one off.
+
+use sluice_protocol::api::{ApiError, Done, Failure, PeerInfo};
+use sluice_protocol::ids::SiteId;
+use sluice_store::catalog::{CatalogError, Lookup, PeerRecord, Reader, Role, SiteLookup};
+
+use super::SiteNode;
+use crate::clock::now_ms;
+use crate::errors::OrExplain;
+use crate::{journal, pairing};
+
+impl SiteNode {
+    pub(super) fn peer_list(&self) -> Result<Vec<PeerInfo>, ApiError> {
+        let reader = self.site.catalog.read().or_explain()?;
+        let peers = reader.peers().or_explain()?;
+        let peers = peers.iter().filter(|(_, p)| !p.revoked);
+        peers.map(|(site, p)| self.peer_info(&reader, site, p)).collect()
+    }
+
+    fn peer_info(&self, reader: &Reader, site: &SiteId, peer: &PeerRecord) -> Result<PeerInfo, ApiError> {
+        let mut shared = Vec::new();
+        for (space, record) in reader.spaces().or_explain()? {
+            let grants = reader.grants(&space).or_explain()?;
+            let granted = grants.is_some_and(|g| g.of(*site).is_some());
+            if granted || record.owner == *site {
+                shared.push(record.name);
+            }
+        }
+        let card = reader.card(site).or_explain()?;
+        Ok(PeerInfo {
+            site: *site,
+            name: peer.name.clone(),
+            addresses: card.map(|c| c.quic.clone()).unwrap_or_default(),
+            lanes: vec![crate::lanes::QUIC.to_string()],
+            connected: self.site.lane.connections(*site) > 0,
+            last_seen_ms: peer.last_seen_ms,
+            spaces: shared,
+            moved_bytes: reader.counter(&format!("moved from {site}")).or_explain()?,
+        })
+    }
+
+    fn find_peer(&self, reader: &Reader, text: &str) -> Result<(SiteId, PeerRecord), ApiError> {
+        let peers = reader.peers().or_explain()?;
+        let mut fits = peers.into_iter().filter(|(site, p)| {
+            !p.revoked && (p.name == text || (text.len() >= 4 && site.to_string().starts_with(text)))
+        });
+        let hint = "`sluice peer list` shows names and ids";
+        match (fits.next(), fits.next()) {
+            (Some(one), None) => Ok(one),
+            (Some(_), Some(_)) => Err(ApiError::new(Failure::Usage, format!("several peers fit `{text}`"), hint)),
+            _ => Err(ApiError::new(Failure::Error, format!("there is no peer `{text}`"), hint)),
+        }
+    }
+
+    pub(super) fn peer_show(&self, text: &str) -> Result<PeerInfo, ApiError> {
+        let reader = self.site.catalog.read().or_explain()?;
+        let (site, peer) = self.find_peer(&reader, text)?;
+        self.peer_info(&reader, &site, &peer)
+    }
+
+    /// Takes a peer's grants back in one space or in all, and cuts its connections.
+    pub(super) fn peer_revoke(&self, text: &str, space: Option<String>) -> Result<Done, ApiError> {
+        let reader = self.site.catalog.read().or_explain()?;
+        let (site, peer) = self.find_peer(&reader, text)?;
+        let only = space.map(|name| self.site.space_named(&name)).transpose()?;
+        let mut taken = Vec::new();
+        let written: Result<(), CatalogError> = self.site.catalog.write(|b| {
+            for (id, record) in b.spaces()? {
+                let named = only.as_ref().is_none_or(|(o, _)| *o == id);
+                let granted = b.grants(&id)?.is_some_and(|g| g.of(site).is_some());
+                if named && granted && record.role == Role::Owner {
+                    pairing::revoke(b, &self.site.key, &id, site)?;
+                    journal::write(b, "revoked", Some(id), Some(site), &peer.name)?;
+                    taken.push(record.name);
+                }
+            }
+            if only.is_none() {
+                let cut = PeerRecord { revoked: true, last_seen_ms: Some(now_ms()), ..peer.clone() };
+                b.put_peer(&site, &cut)?;
+                journal::write(b, "cut off", None, Some(site), &peer.name)?;
+            }
+            Ok(())
+        });
+        written.or_explain()?;
+        // Rights are gone; now the streams that were opened with them.
+        self.site.lane.disconnect(site);
+        let spaces = if taken.is_empty() { "no space".into() } else { taken.join(", ") };
+        Ok(Done { done: format!("`{}` may read {spaces} no more; what it already holds stays with it", peer.name) })
+    }
+}

@@ -1,0 +1,238 @@
+//! Snapshots at this site: taking one, listing, showing, comparing.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use sluice_protocol::annex::{Annex, TableFacts};
+use sluice_protocol::api::{
+    ApiError, DiffReport, Failure, ProgressSink, SectionInfo, Skipped, SnapshotDetail, SnapshotInfo, SnapshotReport,
+    TableInfo,
+};
+use sluice_protocol::codec::Document;
+use sluice_protocol::head::Head;
+use sluice_protocol::ids::{SnapshotId, SpaceId};
+use sluice_protocol::manifest::{Entry, Manifest};
+use sluice_protocol::signed::Signed;
+use sluice_store::catalog::{Lookup, Reader, Role, SiteLookup, SpaceRecord};
+
+use super::{SiteNode, usage};
+use crate::errors::OrExplain;
+use crate::flow::{off_reactor, take_snapshot};
+use crate::sync::survey::entries;
+
+/// Heads that one listing shows.
+const LISTED_MAX: usize = 100_000;
+
+impl SiteNode {
+    pub(super) async fn snapshot_create(
+        &self,
+        name: &str,
+        tag: Option<String>,
+        sink: Arc<dyn ProgressSink>,
+    ) -> Result<SnapshotReport, ApiError> {
+        let (space, record) = self.site.space_named(name)?;
+        if record.role != Role::Owner {
+            return Err(usage(
+                format!("`{name}` belongs to site {}: snapshots are made there", record.owner.short()),
+                format!("bring this copy up to date with `sluice sync {name}`"),
+            ));
+        }
+        let job = self.jobs.begin(&record.name, "scan", sink)?;
+        let site = self.site.clone();
+        let taken = off_reactor(move || take_snapshot(&site, &space, &record, tag, &job)).await?;
+        let reader = self.site.catalog.read().or_explain()?;
+        let s = &taken.snapshot;
+        Ok(SnapshotReport {
+            space: name.to_string(),
+            snapshot: s.id,
+            seq: taken.head.seq,
+            files: s.stats.files,
+            bytes: s.stats.bytes,
+            changed: taken.changed,
+            read_files: s.stats.read_files,
+            read_bytes: s.stats.read_bytes,
+            seconds: taken.seconds,
+            skipped: s.skipped.iter().map(|k| Skipped { path: k.path.clone(), reason: k.reason.clone() }).collect(),
+            sections: self.sections_of(&reader, &space, &s.id)?,
+        })
+    }
+
+    pub(super) fn snapshot_list(&self, name: &str) -> Result<Vec<SnapshotInfo>, ApiError> {
+        let (space, record) = self.site.space_named(name)?;
+        let reader = self.site.catalog.read().or_explain()?;
+        let live = self.live_snapshot(&reader, &space, &record)?;
+        let heads = reader.heads_since(&space, &record.owner, (0, 0), LISTED_MAX).or_explain()?;
+        heads.iter().rev().map(|h| info(&reader, h, live)).collect()
+    }
+
+    fn live_snapshot(
+        &self,
+        reader: &Reader,
+        space: &SpaceId,
+        record: &SpaceRecord,
+    ) -> Result<Option<SnapshotId>, ApiError> {
+        Ok(match record.role {
+            Role::Owner => reader.newest_head(space, &record.owner).or_explain()?.map(|h| h.manifest),
+            Role::Replica => reader.live(space).or_explain()?.map(|l| l.snapshot),
+        })
+    }
+
+    /// The head that a person means: an id, the beginning of one, a tag, `seq` as a number, or the newest.
+    fn find_head(
+        &self,
+        reader: &Reader,
+        space: &SpaceId,
+        record: &SpaceRecord,
+        text: Option<&str>,
+    ) -> Result<Signed<Head>, ApiError> {
+        let heads = reader.heads_since(space, &record.owner, (0, 0), LISTED_MAX).or_explain()?;
+        let none = || {
+            let what = text.map_or("there is no snapshot yet".into(), |t| format!("there is no snapshot `{t}`"));
+            ApiError::new(Failure::Error, what, format!("`sluice snapshot list {}` shows them", record.name))
+        };
+        let Some(text) = text else { return heads.into_iter().next_back().ok_or_else(none) };
+        let fits = |h: &&Signed<Head>| {
+            h.tag.as_deref() == Some(text)
+                || h.seq.to_string() == text
+                || (text.len() >= 4 && h.manifest.to_string().starts_with(&text.to_ascii_lowercase()))
+        };
+        heads.iter().rev().find(fits).cloned().ok_or_else(none)
+    }
+
+    pub(super) fn snapshot_show(&self, name: &str, snapshot: Option<String>) -> Result<SnapshotDetail, ApiError> {
+        let (space, record) = self.site.space_named(name)?;
+        let reader = self.site.catalog.read().or_explain()?;
+        let live = self.live_snapshot(&reader, &space, &record)?;
+        let head = self.find_head(&reader, &space, &record, snapshot.as_deref())?;
+        let sections = self.sections_of(&reader, &space, &head.manifest)?;
+        Ok(SnapshotDetail { info: info(&reader, &head, live)?, sections })
+    }
+
+    pub(super) fn snapshot_diff(&self, name: &str, from: &str, to: Option<String>) -> Result<DiffReport, ApiError> {
+        let (space, record) = self.site.space_named(name)?;
+        let reader = self.site.catalog.read().or_explain()?;
+        let from = self.find_head(&reader, &space, &record, Some(from))?.manifest;
+        let to = self.find_head(&reader, &space, &record, to.as_deref())?.manifest;
+        let before = self.listing(&reader, &space, &from)?;
+        let after = self.listing(&reader, &space, &to)?;
+        let only = |a: &BTreeMap<String, Entry>, b: &BTreeMap<String, Entry>| {
+            a.keys().filter(|path| !b.contains_key(*path)).cloned().collect()
+        };
+        let changed = after.iter().filter(|(path, entry)| before.get(*path).is_some_and(|old| old != *entry));
+        Ok(DiffReport {
+            from,
+            to,
+            added: only(&after, &before),
+            removed: only(&before, &after),
+            changed: changed.map(|(path, _)| path.clone()).collect(),
+        })
+    }
+
+    /// All entries of a snapshot by their path in the lake.
+    fn listing(
+        &self,
+        reader: &Reader,
+        space: &SpaceId,
+        id: &SnapshotId,
+    ) -> Result<BTreeMap<String, Entry>, ApiError> {
+        let mut all = BTreeMap::new();
+        for section in self.manifest_of(reader, space, id)?.sections {
+            for entry in entries(reader, space, &section.tree).or_explain()? {
+                if let Ok(path) = section.lake_path(&entry.path) {
+                    all.insert(path.as_str().to_string(), entry);
+                }
+            }
+        }
+        Ok(all)
+    }
+
+    pub(super) fn manifest_of(
+        &self,
+        reader: &Reader,
+        space: &SpaceId,
+        id: &SnapshotId,
+    ) -> Result<Manifest, ApiError> {
+        let raw = reader.meta(space, &(*id).into()).or_explain()?;
+        raw.and_then(|raw| Manifest::from_bytes(&raw).ok()).ok_or_else(|| {
+            let text = format!("the manifest of snapshot {} is not here", id.short());
+            ApiError::new(Failure::Error, text, "only versions that were synced to this site can be shown")
+        })
+    }
+
+    /// The sections of a snapshot, with what is known of their tables.
+    pub(super) fn sections_of(
+        &self,
+        reader: &Reader,
+        space: &SpaceId,
+        id: &SnapshotId,
+    ) -> Result<Vec<SectionInfo>, ApiError> {
+        let manifest = self.manifest_of(reader, space, id)?;
+        let totals = reader.snapshot(space, id).or_explain()?;
+        let annex = match totals {
+            Some(totals) => self.annex_of(reader, space, id, &totals.head)?,
+            None => None,
+        };
+        let live = reader.live(space).or_explain()?.filter(|l| l.snapshot == *id);
+        let unproven = live.map(|l| l.unproven).unwrap_or_default();
+        Ok(manifest
+            .sections
+            .iter()
+            .map(|s| {
+                let prefix = format!("{}: ", s.name());
+                SectionInfo {
+                    name: s.name().to_string(),
+                    kind: s.kind,
+                    files: s.tree.items,
+                    bytes: s.tree.weight,
+                    table: annex.as_ref().and_then(|a| a.facts(s.path.as_ref())).map(table_info),
+                    unproven: unproven.iter().find_map(|u| u.strip_prefix(&prefix)).map(str::to_string),
+                }
+            })
+            .collect())
+    }
+
+    fn annex_of(
+        &self,
+        reader: &Reader,
+        space: &SpaceId,
+        id: &SnapshotId,
+        head: &sluice_protocol::ids::HeadId,
+    ) -> Result<Option<Annex>, ApiError> {
+        let Some(record) = reader.space(space).or_explain()? else { return Ok(None) };
+        let newest = reader.newest_head(space, &record.owner).or_explain()?;
+        let found = match newest.filter(|h| h.id() == *head || h.manifest == *id) {
+            Some(head) => Some(head),
+            None => {
+                let all = reader.heads_since(space, &record.owner, (0, 0), LISTED_MAX).or_explain()?;
+                all.into_iter().rev().find(|h| h.manifest == *id)
+            }
+        };
+        let raw = found.map(|h| reader.meta(space, &h.annex)).transpose().or_explain()?.flatten();
+        Ok(raw.and_then(|raw| Annex::from_bytes(&raw).ok()))
+    }
+}
+
+fn info(reader: &Reader, head: &Signed<Head>, live: Option<SnapshotId>) -> Result<SnapshotInfo, ApiError> {
+    let totals = reader.snapshot(&head.space, &head.manifest).or_explain()?;
+    Ok(SnapshotInfo {
+        snapshot: head.manifest,
+        head: head.id(),
+        epoch: head.epoch,
+        seq: head.seq,
+        time_ms: head.time_ms,
+        tag: head.tag.clone(),
+        files: totals.as_ref().map_or(0, |t| t.files),
+        bytes: totals.as_ref().map_or(0, |t| t.bytes),
+        live: live == Some(head.manifest),
+    })
+}
+
+fn table_info(facts: &TableFacts) -> TableInfo {
+    TableInfo {
+        version: facts.version,
+        versions: facts.versions.len() as u64,
+        rows: facts.rows,
+        dimensions: facts.dimensions.iter().map(|d| (d.column.clone(), d.dim)).collect(),
+        indices: facts.indices.iter().map(|i| i.name.clone()).collect(),
+    }
+}

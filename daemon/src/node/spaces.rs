@@ -1,0 +1,469 @@
+//! Spaces at this site: adding a lake, joining one, listing, removing.
+//!
+//! Invariant: adding and removing a space never touches a file of the lake outside `.sluice`.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use sluice_protocol::api::{
+    ApiError, Done, Failure, GrantInfo, Invitation, Joined, PathAnswer, ProgressSink, Role as ApiRole, Skipped,
+    SnapshotReport, SpaceDetail, SpaceInfo, SpaceState,
+};
+use sluice_protocol::codec::{Bytes, Document};
+use sluice_protocol::grants::{Genesis, Grant, GrantSet, Right, check_space_name};
+use sluice_protocol::ids::SpaceId;
+use sluice_protocol::limits::TICKET_LIFE_MS;
+use sluice_protocol::manifest::{History, Manifest};
+use sluice_protocol::messages::{Message, PairRequest, SpaceNews};
+use sluice_protocol::signed::Signed;
+use sluice_protocol::ticket::{Ticket, phrase};
+use sluice_store::catalog::{CatalogError, Lookup, Reader, Role, SiteLookup, SpaceRecord};
+use sluice_store::lake::Lake;
+use sluice_store::publish;
+
+use super::{SiteNode, usage};
+use crate::clock::{now_ms, rfc3339};
+use crate::errors::{OrExplain, refusal_hint};
+use crate::{journal, news, pairing};
+
+/// Folder of the home in which lakes lie that were joined without `--into`.
+const LAKES_FOLDER: &str = "lakes";
+
+impl SiteNode {
+    pub(super) async fn space_add(
+        &self,
+        name: String,
+        path: String,
+        history: Option<History>,
+        opaque: bool,
+        sink: Arc<dyn ProgressSink>,
+    ) -> Result<SnapshotReport, ApiError> {
+        sluice_protocol::api::check_new_space_name(&name)?;
+        check_space_name(&name).map_err(|e| usage(e.to_string(), "choose a name like `acme` or `acme-2026`"))?;
+        let lake = Lake::open(Path::new(&path)).or_explain()?;
+        self.refuse_taken(&name, lake.root())?;
+        let space = self.found(&name, lake.root(), history, opaque)?;
+        let taken = self.snapshot_create(&name, None, sink).await;
+        if taken.is_err() {
+            // A space without a first snapshot helps nobody: the call can be made again once mended.
+            self.site.catalog.write(|b| b.remove_space(&space)).or_explain()?;
+        }
+        taken
+    }
+
+    /// A name and a folder belong to one space each, and no lake lies in another.
+    fn refuse_taken(&self, name: &str, root: &Path) -> Result<(), ApiError> {
+        if self.home.root().starts_with(root) || root.starts_with(self.home.root()) && !is_joined_lake(self, root) {
+            return Err(usage(
+                format!("`{}` and this site's home `{}` overlap", root.display(), self.home.root().display()),
+                "keep the home outside of every lake: it holds the site's key",
+            ));
+        }
+        for (_, record) in self.site.catalog.read().or_explain()?.spaces().or_explain()? {
+            if record.name == name {
+                return Err(usage(
+                    format!("there is already a space `{name}`, at `{}`", record.lake),
+                    format!("take its next snapshot with `sluice snapshot {name}`, or choose another name"),
+                ));
+            }
+            let other = Path::new(&record.lake);
+            if other.starts_with(root) || root.starts_with(other) {
+                return Err(usage(
+                    format!("`{}` overlaps the space `{}` at `{}`", root.display(), record.name, record.lake),
+                    "a folder belongs to one space",
+                ));
+            }
+        }
+        Ok(())
+    }
+
+    fn found(&self, name: &str, root: &Path, history: Option<History>, opaque: bool) -> Result<SpaceId, ApiError> {
+        let lake = text_of(root)?;
+        let mut nonce = [0u8; 16];
+        getrandom::fill(&mut nonce)
+            .map_err(|e| ApiError::plain(Failure::Error, format!("the system gives no randomness: {e}")))?;
+        let genesis = Genesis {
+            owner: self.site.id,
+            name: name.to_string(),
+            nonce,
+            recovery: self.site.recovery,
+            created_ms: now_ms(),
+            unknown: Default::default(),
+        };
+        let space = genesis.space_id();
+        let mut grants = vec![];
+        if let Some(recovery) = self.site.recovery {
+            grants.push(Grant::new(recovery, "recovery", &[Right::Succeed], None));
+        }
+        let grants = Signed::sign(&self.site.key, GrantSet {
+            genesis,
+            seq: 0,
+            grants,
+            time_ms: now_ms(),
+            unknown: Default::default(),
+        });
+        let record = SpaceRecord {
+            name: name.to_string(),
+            role: Role::Owner,
+            lake,
+            owner: self.site.id,
+            history,
+            opaque,
+            sections: vec![],
+            sources: vec![],
+            frozen: None,
+            phrase: None,
+            unknown: Default::default(),
+        };
+        let written: Result<(), CatalogError> = self.site.catalog.write(|b| {
+            b.put_space(&space, &record)?;
+            b.put_meta(&space, grants.bytes())?;
+            b.put_grants(&space, &grants)?;
+            journal::write(b, "space added", Some(space), None, name)
+        });
+        written.or_explain()?;
+        Ok(space)
+    }
+
+    pub(super) fn invite(
+        &self,
+        name: &str,
+        sections: Vec<String>,
+        expires_s: Option<u64>,
+    ) -> Result<Invitation, ApiError> {
+        let (space, record) = self.site.space_named(name)?;
+        if record.role != Role::Owner {
+            return Err(usage(
+                format!("`{name}` belongs to site {}, and only its owner can invite", record.owner.short()),
+                "run `sluice invite` on the owner's site",
+            ));
+        }
+        let life_ms = expires_s.map_or(TICKET_LIFE_MS, |s| s.saturating_mul(1000));
+        let invite = pairing::Invite {
+            space,
+            space_name: record.name.clone(),
+            sections,
+            life_ms,
+            site: self.site.id,
+            addresses: self.site.lane.local_addresses().iter().map(ToString::to_string).collect(),
+        };
+        let ticket = pairing::invite(&self.site.catalog, invite).or_explain()?;
+        Ok(Invitation {
+            ticket: ticket.reveal(),
+            phrase: ticket.phrase(),
+            expires: rfc3339(ticket.body().expires_ms),
+            space: record.name,
+        })
+    }
+
+    pub(super) async fn join(
+        &self,
+        ticket: &str,
+        into: Option<String>,
+        sections: Vec<String>,
+        sink: Arc<dyn ProgressSink>,
+    ) -> Result<Joined, ApiError> {
+        let ticket = Ticket::parse(ticket).or_explain()?;
+        let body = ticket.body();
+        if body.site == self.site.id {
+            return Err(usage("this ticket was made by this very site", "use it on another site"));
+        }
+        let known = self.site.catalog.read().or_explain()?.space(&body.space).or_explain()?;
+        let record = match known {
+            Some(record) => {
+                check_same_target(&record, into.as_deref())?;
+                record
+            }
+            None => self.enter(&ticket, into, sections, &sink).await?,
+        };
+        let phrase = phrase(body.site, body.space, &body.secret);
+        let sync = self.sync_one(&body.space, &record, false, sink).await?;
+        Ok(Joined { phrase, path: record.lake, sync })
+    }
+
+    /// Is admitted by the ticket's site and writes the space down. Nothing has moved yet.
+    async fn enter(
+        &self,
+        ticket: &Ticket,
+        into: Option<String>,
+        sections: Vec<String>,
+        sink: &Arc<dyn ProgressSink>,
+    ) -> Result<SpaceRecord, ApiError> {
+        let body = ticket.body();
+        if now_ms() > body.expires_ms {
+            return Err(ApiError {
+                error: format!("the ticket expired at {}", rfc3339(body.expires_ms)),
+                hint: refusal_hint(sluice_protocol::messages::REFUSED_EXPIRED),
+                failure: Failure::Error,
+            });
+        }
+        let target = self.prepare_target(&body.space, &body.space_name, into)?;
+        let news = match self.knock(ticket).await {
+            Ok(news) => news,
+            Err(e) => {
+                leave_nothing(&target);
+                return Err(e);
+            }
+        };
+        let shown = phrase(body.site, body.space, &body.secret);
+        sink.report(sluice_protocol::api::Progress::Note {
+            text: format!("paired with site {}: the phrase is {shown}", body.site.short()),
+        });
+        let record = SpaceRecord {
+            name: body.space_name.clone(),
+            role: Role::Replica,
+            lake: text_of(&target)?,
+            owner: body.site,
+            history: None,
+            opaque: false,
+            sections,
+            sources: vec![body.site],
+            frozen: None,
+            phrase: Some(shown),
+            unknown: Default::default(),
+        };
+        self.write_down(&body.space, record, &news)
+    }
+
+    fn prepare_target(&self, space: &SpaceId, name: &str, into: Option<String>) -> Result<PathBuf, ApiError> {
+        let named = self.site.catalog.read().or_explain()?.spaces().or_explain()?;
+        if named.iter().any(|(_, r)| r.name == name) {
+            return Err(usage(
+                format!("another space is already called `{name}` here"),
+                "remove that one first with `sluice space remove`, or use another site",
+            ));
+        }
+        let path = into.map_or_else(|| self.home.root().join(LAKES_FOLDER).join(name), PathBuf::from);
+        std::fs::create_dir_all(&path).map_err(|e| {
+            let hint = "choose a folder that the daemon's user may write";
+            ApiError::new(Failure::Error, format!("`{}` cannot be made: {e}", path.display()), hint)
+        })?;
+        let lake = Lake::open(&path).or_explain()?;
+        self.refuse_taken(name, lake.root())?;
+        publish::check_target(&lake, &self.site.catalog, space).or_explain()?;
+        Ok(lake.root().to_path_buf())
+    }
+
+    /// Shows the ticket at the pairing door.
+    async fn knock(&self, ticket: &Ticket) -> Result<SpaceNews, ApiError> {
+        let body = ticket.body();
+        let addresses: Vec<_> = body.addresses.iter().filter_map(|a| a.parse().ok()).collect();
+        let request = PairRequest {
+            secret: body.secret,
+            space: body.space,
+            card: Bytes(self.site.card().bytes().to_vec()),
+            unknown: Default::default(),
+        };
+        let peer = self.site.lane.peer(body.site, &addresses);
+        match peer.pair(request).await.or_explain()? {
+            Message::News(news) => Ok(news),
+            Message::Refused(r) => Err(ApiError {
+                error: format!("site {} did not admit this site: {}", body.site.short(), r.text),
+                hint: refusal_hint(r.code),
+                failure: Failure::Error,
+            }),
+            _ => Err(ApiError::plain(Failure::Error, "the other site answered something that makes no sense")),
+        }
+    }
+
+    /// Believes and stores what the inviting site said, and the space with it, in one transaction.
+    fn write_down(&self, space: &SpaceId, mut record: SpaceRecord, news: &SpaceNews) -> Result<SpaceRecord, ApiError> {
+        let now = now_ms();
+        let written = self.site.catalog.write(|b| {
+            let believed = news::believe(b, space, news, now)?;
+            record.owner = believed.grants().genesis.owner;
+            news::store(b, space, &believed)?;
+            for card in believed.cards() {
+                if record.sources.contains(&card.site) {
+                    pairing::put_peer(b, card, now)?;
+                }
+            }
+            b.put_space(space, &record)?;
+            journal::write(b, "joined", Some(*space), Some(record.owner), &record.name)?;
+            Ok::<(), news::NewsError>(())
+        });
+        written.or_explain()?;
+        Ok(record)
+    }
+
+    pub(super) fn space_list(&self) -> Result<Vec<SpaceInfo>, ApiError> {
+        let reader = self.site.catalog.read().or_explain()?;
+        let spaces = reader.spaces().or_explain()?;
+        spaces.iter().map(|(id, record)| self.space_info(&reader, id, record)).collect()
+    }
+
+    pub(super) fn space_info(
+        &self,
+        reader: &Reader,
+        space: &SpaceId,
+        record: &SpaceRecord,
+    ) -> Result<SpaceInfo, ApiError> {
+        let head = reader.newest_head(space, &record.owner).or_explain()?;
+        let live = reader.live(space).or_explain()?;
+        let shown = match record.role {
+            Role::Owner => head.as_ref().map(|h| h.manifest),
+            Role::Replica => live.as_ref().map(|l| l.snapshot),
+        };
+        let totals = shown.map(|id| reader.snapshot(space, &id)).transpose().or_explain()?.flatten();
+        let state = if self.jobs.is_busy(&record.name) {
+            SpaceState::Busy
+        } else if record.frozen.is_some() {
+            SpaceState::Frozen
+        } else {
+            match (&head, &shown) {
+                (None, _) | (_, None) => SpaceState::Empty,
+                (Some(head), _) if head.is_stale(now_ms()) => SpaceState::Stale,
+                (Some(head), Some(shown)) if head.manifest != *shown => SpaceState::Behind,
+                _ if live.as_ref().is_some_and(|l| !l.unproven.is_empty()) => SpaceState::Unproven,
+                _ => SpaceState::Ready,
+            }
+        };
+        Ok(SpaceInfo {
+            name: record.name.clone(),
+            space: *space,
+            role: if record.role == Role::Owner { ApiRole::Owner } else { ApiRole::Replica },
+            path: record.lake.clone(),
+            state,
+            snapshot: shown,
+            seq: head.as_ref().filter(|h| Some(h.manifest) == shown).map(|h| h.seq),
+            snapshot_time_ms: head.as_ref().filter(|h| Some(h.manifest) == shown).map(|h| h.time_ms),
+            files: totals.as_ref().map_or(0, |t| t.files),
+            bytes: totals.as_ref().map_or(0, |t| t.bytes),
+            skipped: totals.map(|t| skipped(&t.skipped)).unwrap_or_default(),
+        })
+    }
+
+    pub(super) fn space_show(&self, name: &str) -> Result<SpaceDetail, ApiError> {
+        let (space, record) = self.site.space_named(name)?;
+        let reader = self.site.catalog.read().or_explain()?;
+        let info = self.space_info(&reader, &space, &record)?;
+        let sections = match info.snapshot {
+            Some(id) => self.sections_of(&reader, &space, &id)?,
+            None => vec![],
+        };
+        let grants = reader.grants(&space).or_explain()?;
+        Ok(SpaceDetail {
+            info,
+            owner: record.owner,
+            sections,
+            grants: grants.iter().flat_map(|g| &g.grants).map(grant_info).collect(),
+            retention: self.retention(&record),
+        })
+    }
+
+    fn retention(&self, record: &SpaceRecord) -> String {
+        let keep = self.site.config.publish.keep_generations;
+        match (record.role, self.site.lake_of(record).map(|l| l.own().is_ok())) {
+            (Role::Replica, Ok(true)) => format!("the last {keep} published versions are kept"),
+            (Role::Owner, Ok(true)) => "files of the newest snapshots are pinned where they are written once".into(),
+            (_, Ok(false)) => "unavailable: nothing can be written in this lake".into(),
+            (_, Err(e)) => format!("unavailable: {e}"),
+        }
+    }
+
+    pub(super) fn space_remove(&self, name: &str) -> Result<Done, ApiError> {
+        let (space, record) = self.site.space_named(name)?;
+        if self.jobs.is_busy(&record.name) {
+            return Err(ApiError::new(Failure::Error, format!("`{name}` is busy"), "wait until its job is done"));
+        }
+        let removed: Result<(), CatalogError> = self.site.catalog.write(|b| {
+            b.remove_space(&space)?;
+            journal::write(b, "space removed", Some(space), None, &record.name)
+        });
+        removed.or_explain()?;
+        Ok(Done { done: format!("`{}` is no longer a space of this site; its files at `{}` were not touched", record.name, record.lake) })
+    }
+
+    pub(super) fn path(&self, name: &str, section: Option<String>) -> Result<PathAnswer, ApiError> {
+        let (space, record) = self.site.space_named(name)?;
+        let reader = self.site.catalog.read().or_explain()?;
+        let info = self.space_info(&reader, &space, &record)?;
+        let not_yet = || {
+            let hint = format!("run `sluice sync {name}` and wait until it is ready");
+            ApiError::new(Failure::Incomplete, format!("nothing of `{name}` is published here yet"), hint)
+        };
+        let snapshot = info.snapshot.ok_or_else(not_yet)?;
+        let section = section.map(|text| self.section_path(&reader, &space, &snapshot, &text)).transpose()?.flatten();
+        let lake = self.site.lake_of(&record)?;
+        let path = match record.role {
+            Role::Owner => section.map_or(lake.root().to_path_buf(), |p| lake.root().join(p.as_str())),
+            Role::Replica => {
+                let live = publish::live_path(&lake, &self.site.catalog, &space, section.as_ref()).or_explain()?;
+                live.ok_or_else(not_yet)?
+            }
+        };
+        Ok(PathAnswer { path: text_of(&path)?, snapshot })
+    }
+
+    /// The folder of the section called `text`.
+    fn section_path(
+        &self,
+        reader: &Reader,
+        space: &SpaceId,
+        snapshot: &sluice_protocol::ids::SnapshotId,
+        text: &str,
+    ) -> Result<Option<sluice_protocol::path::LakePath>, ApiError> {
+        let raw = reader.meta(space, &(*snapshot).into()).or_explain()?;
+        let manifest = raw.and_then(|raw| Manifest::from_bytes(&raw).ok());
+        let sections = manifest.map(|m| m.sections).unwrap_or_default();
+        let names: Vec<&str> = sections.iter().map(|s| s.name()).collect();
+        match sections.iter().find(|s| s.name() == text) {
+            Some(section) => Ok(section.path.clone()),
+            None => Err(ApiError::new(
+                Failure::Error,
+                format!("there is no section `{text}`"),
+                format!("the sections are: {}", names.join(", ")),
+            )),
+        }
+    }
+}
+
+/// Lakes that were joined without `--into` lie in the home, on purpose.
+fn is_joined_lake(node: &SiteNode, root: &Path) -> bool {
+    root.starts_with(node.home.root().join(LAKES_FOLDER))
+}
+
+/// Removes what preparing a target made: folders, and only while they are empty.
+fn leave_nothing(target: &Path) {
+    let own = target.join(sluice_protocol::path::OWN_FOLDER);
+    for folder in [own.as_path(), target] {
+        // A folder that holds anything stays, which is all that matters here.
+        let _ = std::fs::remove_dir(folder);
+    }
+}
+
+fn check_same_target(record: &SpaceRecord, into: Option<&str>) -> Result<(), ApiError> {
+    let same = into.is_none_or(|into| {
+        let real = Path::new(into).canonicalize();
+        real.is_ok_and(|real| real == Path::new(&record.lake))
+    });
+    if record.role == Role::Replica && same {
+        return Ok(());
+    }
+    Err(usage(
+        format!("this site already has the space `{}`, at `{}`", record.name, record.lake),
+        format!("bring it up to date with `sluice sync {}`", record.name),
+    ))
+}
+
+fn text_of(path: &Path) -> Result<String, ApiError> {
+    let text = path.to_str().map(str::to_string);
+    text.ok_or_else(|| usage(format!("`{}` is not UTF-8", path.display()), "choose a folder with a plain name"))
+}
+
+/// Paths and reasons as they are stored, one after the other.
+pub(super) fn skipped(pairs: &[String]) -> Vec<Skipped> {
+    let pairs = pairs.chunks_exact(2);
+    pairs.map(|p| Skipped { path: p[0].clone(), reason: p[1].clone() }).collect()
+}
+
+fn grant_info(grant: &Grant) -> GrantInfo {
+    let rights = [(Right::Read, "read"), (Right::Write, "write"), (Right::Succeed, "succeed")];
+    GrantInfo {
+        site: grant.site,
+        name: grant.name.clone(),
+        rights: rights.iter().filter(|(r, _)| grant.gives(*r, 0)).map(|(_, text)| text.to_string()).collect(),
+        sections: grant.sections.clone(),
+        expires_ms: grant.expires_ms,
+    }
+}

@@ -1,0 +1,151 @@
+//! `sluice verify`: is what lies here still what was signed?
+//!
+//! Invariant: verifying changes nothing but what it finds damaged is shown, and the caller's exit
+//! code says so.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use sluice_protocol::api::{ApiError, Failure, Problem, ProgressSink, VerifyReport};
+use sluice_protocol::ids::SpaceId;
+use sluice_protocol::manifest::{Entry, EntryKind, Manifest, Section};
+use sluice_store::catalog::{Lookup, Role, SpaceRecord};
+use sluice_store::chunk::digest_file;
+use sluice_store::lake::{Lake, Place};
+use sluice_store::verify::verify_live;
+use sluice_store::watch::Watch;
+
+use super::SiteNode;
+use crate::errors::OrExplain;
+use crate::flow::off_reactor;
+use crate::jobs::Job;
+use crate::site::Site;
+use crate::sync::survey::entries;
+
+/// Problems that one report lists.
+const PROBLEMS_MAX: usize = 10_000;
+
+impl SiteNode {
+    pub(super) async fn verify(
+        &self,
+        name: &str,
+        deep: bool,
+        sink: Arc<dyn ProgressSink>,
+    ) -> Result<VerifyReport, ApiError> {
+        let (space, record) = self.site.space_named(name)?;
+        let reader = self.site.catalog.read().or_explain()?;
+        let snapshot = self.space_info(&reader, &space, &record)?.snapshot.ok_or_else(|| {
+            let hint = format!("run `sluice sync {name}` first");
+            ApiError::new(Failure::Incomplete, format!("there is nothing of `{name}` to verify yet"), hint)
+        })?;
+        let manifest = self.manifest_of(&reader, &space, &snapshot)?;
+        drop(reader);
+        let job = self.jobs.begin(&record.name, "verify", sink)?;
+        let started = Instant::now();
+        let site = self.site.clone();
+        let found = off_reactor(move || match record.role {
+            Role::Owner => owned(&site, &space, &record, &manifest, deep, &job),
+            Role::Replica => published(&site, &space, &record, deep, &job),
+        })
+        .await?;
+        Ok(VerifyReport {
+            space: name.to_string(),
+            snapshot,
+            ok: found.problems.is_empty(),
+            deep,
+            files: found.files,
+            bytes: found.bytes,
+            seconds: started.elapsed().as_secs_f64(),
+            problems: found.problems,
+        })
+    }
+}
+
+/// What was looked at, and what was wrong.
+#[derive(Default)]
+struct Found {
+    files: u64,
+    bytes: u64,
+    problems: Vec<Problem>,
+}
+
+impl Found {
+    fn problem(&mut self, path: &str, problem: impl Into<String>) {
+        if self.problems.len() < PROBLEMS_MAX {
+            self.problems.push(Problem { path: path.to_string(), problem: problem.into() });
+        }
+    }
+}
+
+/// A replica: what is published against the manifest.
+fn published(
+    site: &Site,
+    space: &SpaceId,
+    record: &SpaceRecord,
+    deep: bool,
+    job: &Job,
+) -> Result<Found, ApiError> {
+    let lake = site.lake_of(record)?;
+    let report = verify_live(&lake, &site.catalog, space, deep, &site.readers, job).or_explain()?;
+    let problems = report.problems.into_iter();
+    let problems = problems.map(|p| Problem { path: if p.path.is_empty() { p.section } else { p.path }, problem: p.what }).take(PROBLEMS_MAX).collect();
+    Ok(Found { files: report.files, bytes: report.bytes, problems })
+}
+
+/// An owner's lake: the files as they lie there against its newest snapshot.
+fn owned(
+    site: &Site,
+    space: &SpaceId,
+    record: &SpaceRecord,
+    manifest: &Manifest,
+    deep: bool,
+    job: &Job,
+) -> Result<Found, ApiError> {
+    let lake = site.lake_of(record)?;
+    let mut found = Found::default();
+    for section in &manifest.sections {
+        let listed = entries(&site.catalog.read().or_explain()?, space, &section.tree).or_explain()?;
+        for entry in listed.iter().filter(|e| e.kind == EntryKind::File) {
+            if job.cancelled() {
+                return Err(ApiError::plain(Failure::Incomplete, "verifying was stopped"));
+            }
+            check(site, space, &lake, section, entry, deep, &mut found)?;
+            job.amount("verify", found.files, manifest.entries(), found.bytes, manifest.bytes());
+        }
+    }
+    Ok(found)
+}
+
+fn check(
+    site: &Site,
+    space: &SpaceId,
+    lake: &Lake,
+    section: &Section,
+    entry: &Entry,
+    deep: bool,
+    found: &mut Found,
+) -> Result<(), ApiError> {
+    let (Ok(path), Some(hash)) = (section.lake_path(&entry.path), entry.hash) else { return Ok(()) };
+    found.files += 1;
+    found.bytes += entry.size;
+    let file = match lake.open_place(&Place::Lake(path.clone())) {
+        Ok(file) => file,
+        Err(e) => {
+            found.problem(path.as_str(), format!("it cannot be opened: {e}"));
+            return Ok(());
+        }
+    };
+    let print = Lake::print_of(&file);
+    let known = site.catalog.read().or_explain()?.file(space, &path).or_explain()?;
+    let fits = known.is_some_and(|k| k.hash == hash && print.as_ref().is_ok_and(|p| *p == k.print));
+    // A fingerprint that does not fit may only have been touched: the bytes decide.
+    if fits && !deep {
+        return Ok(());
+    }
+    match digest_file(&file, entry.size, false) {
+        Ok(digest) if digest.hash == hash && print.is_ok_and(|p| p.size == entry.size) => {}
+        Ok(_) => found.problem(path.as_str(), "it changed since the snapshot, or is damaged"),
+        Err(e) => found.problem(path.as_str(), format!("it cannot be read: {e}")),
+    }
+    Ok(())
+}

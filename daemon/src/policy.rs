@@ -1,0 +1,177 @@
+//! Who may have what. Every request of a peer is answered here before a byte is looked up for it.
+//!
+//! Invariant: a peer gets a blob only if a grant in force lets it read a space, that blob arrived
+//! for that space, and the grant reaches a section that holds it. Knowing a hash gives no right, and
+//! a refusal looks the same as absence.
+
+use std::collections::{HashMap, HashSet};
+use std::sync::{Arc, Mutex};
+
+use sluice_protocol::annex::{Annex, ChunkListRef};
+use sluice_protocol::codec::Document;
+use sluice_protocol::grants::{Grant, Right};
+use sluice_protocol::ids::{BlobHash, SiteId, SnapshotId, SpaceId};
+use sluice_protocol::manifest::{Entry, Manifest};
+use sluice_protocol::tree::{Page, TreeItem, TreeRef};
+use sluice_store::catalog::{Catalog, CatalogError, Lookup, Reader, SiteLookup};
+
+use crate::clock::now_ms;
+
+/// How many section-limited grants are kept worked out.
+const LIMITED_SETS_MAX: usize = 8;
+
+type LimitedKey = (SpaceId, SnapshotId, Vec<String>);
+
+/// Answers questions of right over the catalog.
+pub struct Policy {
+    catalog: Catalog,
+    me: SiteId,
+    limited: Mutex<HashMap<LimitedKey, Arc<HashSet<BlobHash>>>>,
+}
+
+/// What a peer may read of one space.
+pub enum Reach {
+    /// Everything that arrived for it.
+    Whole,
+    /// These sections (kind or folder) of the newest snapshot.
+    Sections(Vec<String>),
+}
+
+impl Policy {
+    /// A policy over this site's catalog.
+    pub fn new(catalog: Catalog, me: SiteId) -> Self {
+        Self { catalog, me, limited: Mutex::new(HashMap::new()) }
+    }
+
+    /// Whether the site was admitted here, or by the owner of a space that is here, and not cut off
+    /// since. A catalog that fails admits nobody.
+    pub fn is_paired(&self, site: SiteId) -> bool {
+        self.catalog.read().and_then(|r| known_site(&r, site)).unwrap_or(false)
+    }
+
+    /// What `peer` may read of `space` now.
+    pub fn reach(&self, r: &Reader, space: &SpaceId, peer: SiteId) -> Result<Option<Reach>, CatalogError> {
+        let Some(record) = r.space(space)? else { return Ok(None) };
+        if record.frozen.is_some() || r.peer(&peer)?.is_some_and(|p| p.revoked) {
+            return Ok(None);
+        }
+        let now = now_ms();
+        let Some(grants) = r.grants(space)? else { return Ok(None) };
+        if !grants.allows(peer, Right::Read, now) {
+            return Ok(None);
+        }
+        // Past its time a head is shown as stale, and what it names is not served on.
+        let stale = r.newest_head(space, &record.owner)?.is_some_and(|h| h.is_stale(now));
+        if stale && record.owner != self.me {
+            return Ok(None);
+        }
+        Ok(Some(match grants.of(peer) {
+            Some(Grant { sections, .. }) if !sections.is_empty() => Reach::Sections(sections.clone()),
+            _ => Reach::Whole,
+        }))
+    }
+
+    /// The spaces through which `peer` may have the blob.
+    pub fn spaces_serving(&self, r: &Reader, peer: SiteId, hash: &BlobHash) -> Result<Vec<SpaceId>, CatalogError> {
+        let mut serving = Vec::new();
+        for (space, _) in r.spaces()? {
+            if !r.has_blob(&space, hash)? && !r.has_meta(&space, hash)? {
+                continue;
+            }
+            let allowed = match self.reach(r, &space, peer)? {
+                None => false,
+                Some(Reach::Whole) => true,
+                Some(Reach::Sections(sections)) => self.limited_set(r, &space, sections)?.contains(hash),
+            };
+            if allowed {
+                serving.push(space);
+            }
+        }
+        Ok(serving)
+    }
+
+    fn limited_set(
+        &self,
+        r: &Reader,
+        space: &SpaceId,
+        sections: Vec<String>,
+    ) -> Result<Arc<HashSet<BlobHash>>, CatalogError> {
+        let owner = r.space(space)?.map(|s| s.owner);
+        let head = owner.map(|o| r.newest_head(space, &o)).transpose()?.flatten();
+        let Some(head) = head else { return Ok(Arc::default()) };
+        let key = (*space, head.manifest, sections);
+        if let Some(set) = self.limited.lock().expect("no panic while held").get(&key) {
+            return Ok(set.clone());
+        }
+        let set = Arc::new(reachable(r, space, head.manifest, head.annex, &key.2)?);
+        let mut cache = self.limited.lock().expect("no panic while held");
+        if cache.len() >= LIMITED_SETS_MAX {
+            cache.clear();
+        }
+        cache.insert(key, set.clone());
+        Ok(set)
+    }
+}
+
+fn known_site(r: &Reader, site: SiteId) -> Result<bool, CatalogError> {
+    if let Some(peer) = r.peer(&site)? {
+        return Ok(!peer.revoked);
+    }
+    let now = now_ms();
+    for (space, _) in r.spaces()? {
+        if r.grants(&space)?.is_some_and(|g| g.allows(site, Right::Read, now)) {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
+/// Every blob that the given sections of a snapshot need.
+fn reachable(
+    r: &Reader,
+    space: &SpaceId,
+    snapshot: SnapshotId,
+    annex: BlobHash,
+    sections: &[String],
+) -> Result<HashSet<BlobHash>, CatalogError> {
+    let mut set = HashSet::from([snapshot.into(), annex]);
+    let limit = Grant { sections: sections.to_vec(), ..Grant::new(SiteId([0; 32]), "limit", &[], None) };
+    let Some(manifest) = r.meta(space, &snapshot.into())? else { return Ok(set) };
+    for section in &Manifest::from_bytes(&manifest)?.sections {
+        if limit.reaches(section.kind.as_str(), section.name()) {
+            pages(r, space, &section.tree, &mut set, &mut |set, entry: Entry| {
+                set.extend(entry.hash);
+            })?;
+        }
+    }
+    let lists = r.meta(space, &annex)?.map(|a| Annex::from_bytes(&a)).transpose()?.and_then(|a| a.chunk_lists);
+    if let Some(lists) = lists {
+        pages(r, space, &lists, &mut set, &mut |set, item: ChunkListRef| {
+            if set.contains(&item.blob) {
+                set.insert(item.list);
+            }
+        })?;
+    }
+    Ok(set)
+}
+
+/// Adds the pages of a tree to `set` and hands their items to `each`.
+fn pages<T: TreeItem>(
+    r: &Reader,
+    space: &SpaceId,
+    root: &TreeRef,
+    set: &mut HashSet<BlobHash>,
+    each: &mut dyn FnMut(&mut HashSet<BlobHash>, T),
+) -> Result<(), CatalogError> {
+    let mut todo = vec![root.clone()];
+    while let Some(tree) = todo.pop() {
+        set.insert(tree.page);
+        let Some(bytes) = r.meta(space, &tree.page)? else { continue };
+        let page = Page::from_bytes(&bytes)?;
+        todo.extend(page.child_pages().filter(|c| c.height < tree.height).cloned());
+        for item in page.decode_items::<T>()? {
+            each(set, item);
+        }
+    }
+    Ok(())
+}

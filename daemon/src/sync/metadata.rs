@@ -1,0 +1,147 @@
+//! Fetches what describes a version: manifest, annex, entry pages, chunk lists.
+//!
+//! Invariant: every piece is asked for by its hash, arrives verified, and is bounded before it is
+//! asked for. Pages that are here already are not asked for again, so an unchanged part of a lake of
+//! a million files costs nothing.
+
+use std::collections::BTreeSet;
+
+use futures_util::{StreamExt, TryStreamExt, stream};
+use sluice_protocol::annex::{Annex, ChunkListRef};
+use sluice_protocol::codec::Document;
+use sluice_protocol::head::Head;
+use sluice_protocol::ids::{BlobHash, SpaceId};
+use sluice_protocol::limits;
+use sluice_protocol::manifest::Manifest;
+use sluice_protocol::tree::{Page, TreeRef, missing_pages};
+use sluice_store::catalog::{Catalog, CatalogError, Lookup, Reader};
+
+use super::source::Source;
+use super::SyncError;
+
+/// Pieces of metadata that are asked for at once.
+const IN_FLIGHT: usize = 32;
+/// Pieces that are stored in one transaction.
+const STORED_AT_ONCE: usize = 512;
+/// Most bytes of metadata that one sync takes in: pages of some four million entries.
+const METADATA_BYTES_MAX: u64 = 4 << 30;
+
+/// Fetches the metadata of one space from one source.
+pub struct Metadata<'a> {
+    pub catalog: &'a Catalog,
+    pub space: SpaceId,
+    pub source: &'a Source,
+}
+
+impl Metadata<'_> {
+    /// The manifest and the annex that a head names.
+    pub async fn roots(&self, head: &Head) -> Result<(Manifest, Annex), SyncError> {
+        let limit = limits::MANIFEST_BYTES_MAX as u64;
+        let manifest = self.one(head.manifest.into(), limit).await?;
+        let annex = self.one(head.annex, limit).await?;
+        let manifest = Manifest::from_bytes(&manifest).map_err(SyncError::manifest)?;
+        let annex = Annex::from_bytes(&annex).map_err(SyncError::manifest)?;
+        if annex.manifest != head.manifest {
+            return Err(SyncError::Manifest("the annex belongs to another manifest".into()));
+        }
+        Ok((manifest, annex))
+    }
+
+    /// All pages of the given trees that are not here yet, level by level.
+    pub async fn pages(&self, trees: &[TreeRef]) -> Result<(), SyncError> {
+        let mut taken = 0u64;
+        for _ in 0..=limits::TREE_HEIGHT_MAX {
+            let missing = self.missing(trees)?;
+            if missing.is_empty() {
+                return Ok(());
+            }
+            taken = taken.saturating_add(self.many(missing, limits::PAGE_BYTES_MAX as u64).await?);
+            if taken > METADATA_BYTES_MAX {
+                return Err(SyncError::Manifest("the pages of the manifest are larger than allowed".into()));
+            }
+        }
+        let left = self.missing(trees)?.len();
+        if left == 0 { Ok(()) } else { Err(SyncError::Manifest(format!("{left} pages are missing after all levels"))) }
+    }
+
+    fn missing(&self, trees: &[TreeRef]) -> Result<BTreeSet<BlobHash>, SyncError> {
+        let r = self.catalog.read()?;
+        let mut missing = BTreeSet::new();
+        for tree in trees {
+            let mut fetch = |hash: &BlobHash| r.meta(&self.space, hash).ok().flatten();
+            missing.extend(missing_pages(tree, &mut fetch).map_err(SyncError::manifest)?);
+        }
+        Ok(missing)
+    }
+
+    /// The chunk lists of the given blobs, as far as the annex has them.
+    pub async fn chunk_lists(
+        &self,
+        annex: &Annex,
+        wanted: &BTreeSet<BlobHash>,
+    ) -> Result<Vec<ChunkListRef>, SyncError> {
+        let Some(tree) = annex.chunk_lists.as_ref().filter(|_| !wanted.is_empty()) else {
+            return Ok(vec![]);
+        };
+        self.pages(std::slice::from_ref(tree)).await?;
+        let r = self.catalog.read()?;
+        let mut found = chunk_list_refs(&r, &self.space, tree)?;
+        found.retain(|item| wanted.contains(&item.blob));
+        let mut missing = BTreeSet::new();
+        for item in &found {
+            if !r.has_meta(&self.space, &item.list)? {
+                missing.insert(item.list);
+            }
+        }
+        drop(r);
+        self.many(missing, limits::CHUNK_LIST_BYTES_MAX).await?;
+        Ok(found)
+    }
+
+    async fn one(&self, hash: BlobHash, limit: u64) -> Result<Vec<u8>, SyncError> {
+        if let Some(bytes) = self.catalog.read()?.meta(&self.space, &hash)? {
+            return Ok(bytes);
+        }
+        let bytes = self.source.small(hash, limit).await?;
+        self.store(&[bytes.clone()])?;
+        Ok(bytes)
+    }
+
+    /// Fetches and stores pieces; returns their bytes in all.
+    async fn many(&self, hashes: BTreeSet<BlobHash>, limit: u64) -> Result<u64, SyncError> {
+        let mut pieces = stream::iter(hashes)
+            .map(|hash| self.source.small(hash, limit))
+            .buffer_unordered(IN_FLIGHT)
+            .try_chunks(STORED_AT_ONCE);
+        let mut total = 0u64;
+        while let Some(pieces) = pieces.next().await {
+            let pieces = pieces.map_err(|e| e.1)?;
+            total += pieces.iter().map(|p| p.len() as u64).sum::<u64>();
+            self.store(&pieces)?;
+        }
+        Ok(total)
+    }
+
+    fn store(&self, pieces: &[Vec<u8>]) -> Result<(), SyncError> {
+        let stored: Result<(), CatalogError> = self.catalog.write(|b| {
+            for piece in pieces {
+                b.put_meta(&self.space, piece)?;
+            }
+            Ok(())
+        });
+        Ok(stored?)
+    }
+}
+
+/// All items of a chunk list tree whose pages are here; a page that is missing is passed over.
+pub fn chunk_list_refs(r: &Reader, space: &SpaceId, root: &TreeRef) -> Result<Vec<ChunkListRef>, SyncError> {
+    let mut found = Vec::new();
+    let mut todo = vec![root.clone()];
+    while let Some(tree) = todo.pop() {
+        let Some(bytes) = r.meta(space, &tree.page)? else { continue };
+        let page = Page::from_bytes(&bytes).map_err(SyncError::manifest)?;
+        todo.extend(page.child_pages().filter(|c| c.height < tree.height).cloned());
+        found.extend(page.decode_items::<ChunkListRef>().map_err(SyncError::manifest)?);
+    }
+    Ok(found)
+}

@@ -1,0 +1,64 @@
+//! The replica's half of the journey: ask, fetch what describes the version, plan, transfer.
+//!
+//! `flow` joins these steps with verification and publishing. Invariant: nothing here makes anything
+//! visible, and every step may be killed and begun again without losing what is durable.
+
+pub mod ask;
+pub mod metadata;
+pub mod source;
+pub mod survey;
+pub mod transfer;
+
+use sluice_protocol::codec::CodecError;
+use sluice_protocol::ids::SiteId;
+use sluice_store::catalog::CatalogError;
+use sluice_store::lake::LakeError;
+use sluice_store::staging::StagingError;
+
+use crate::lanes::{FetchError, LaneError};
+use crate::news::NewsError;
+
+/// Why a version did not arrive.
+#[derive(Debug, thiserror::Error)]
+pub enum SyncError {
+    #[error("the manifest is refused: {0}")]
+    Manifest(String),
+    #[error("no site that holds the space can be reached: {0}")]
+    Unreachable(String),
+    #[error("site {} refused: {text}", site.short())]
+    Refused { site: SiteId, code: u32, text: String },
+    #[error("site {} answered something that makes no sense here", site.short())]
+    Confused { site: SiteId },
+    #[error("site {} sent {count} corrupt pieces and is not asked any more; the last: {last}", site.short())]
+    Corrupt { site: SiteId, count: u32, last: String },
+    #[error("the work was stopped")]
+    Stopped,
+    #[error("a worker failed: {0}")]
+    Worker(String),
+    #[error(transparent)]
+    Fetch(#[from] FetchError),
+    #[error(transparent)]
+    Lane(#[from] LaneError),
+    #[error(transparent)]
+    News(#[from] NewsError),
+    #[error(transparent)]
+    Staging(#[from] StagingError),
+    #[error(transparent)]
+    Catalog(#[from] CatalogError),
+    #[error(transparent)]
+    Lake(#[from] LakeError),
+}
+
+impl SyncError {
+    /// A manifest that breaks a rule.
+    pub fn manifest(e: CodecError) -> Self {
+        SyncError::Manifest(e.to_string())
+    }
+}
+
+/// Runs blocking work off the executor; a panic there becomes an error here.
+pub async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, SyncError> + Send + 'static,
+) -> Result<T, SyncError> {
+    tokio::task::spawn_blocking(work).await.map_err(|e| SyncError::Worker(e.to_string()))?
+}

@@ -1,0 +1,123 @@
+//! One site that a space is fetched from, with its faults counted.
+//!
+//! Invariant: a source that sent corrupt bytes [`CORRUPT_PIECES_MAX`] times is not asked again in
+//! this sync; every byte it sent is counted, wanted or not.
+
+use std::collections::HashSet;
+use std::ops::Range;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::time::Duration;
+
+use bytes::Bytes;
+use sluice_protocol::ids::BlobHash;
+use sluice_protocol::limits::CORRUPT_PIECES_MAX;
+
+use super::SyncError;
+use crate::lanes::{FetchError, FetchStats, LeafSink, Peer};
+
+/// Tries of one request before its error stands.
+const TRIES_MAX: u32 = 5;
+/// Pause before the second try; doubled each time.
+const FIRST_PAUSE: Duration = Duration::from_millis(200);
+
+/// A site to fetch from.
+pub struct Source {
+    peer: Peer,
+    corrupt: AtomicU32,
+    moved: AtomicU64,
+}
+
+impl Source {
+    /// A source over a peer.
+    pub fn new(peer: Peer) -> Self {
+        Self { peer, corrupt: AtomicU32::new(0), moved: AtomicU64::new(0) }
+    }
+
+    /// The peer itself.
+    pub fn peer(&self) -> &Peer {
+        &self.peer
+    }
+
+    /// Bytes received so far, proofs included.
+    pub fn moved_bytes(&self) -> u64 {
+        self.moved.load(Ordering::Relaxed)
+    }
+
+    fn count(&self, stats: &FetchStats) {
+        self.moved.fetch_add(stats.payload + stats.overhead, Ordering::Relaxed);
+    }
+
+    /// A whole blob of unknown size, at most `limit` bytes.
+    pub async fn small(&self, hash: BlobHash, limit: u64) -> Result<Vec<u8>, SyncError> {
+        let mut tries = 0;
+        loop {
+            match self.peer.fetch_small(hash, limit).await {
+                Ok(bytes) => {
+                    self.moved.fetch_add(bytes.len() as u64, Ordering::Relaxed);
+                    return Ok(bytes.to_vec());
+                }
+                Err(e) => self.after(e, &mut tries).await?,
+            }
+        }
+    }
+
+    /// Whole blobs of known sizes in one request; those that the peer does not give are left out.
+    pub async fn many(&self, wanted: &[(BlobHash, u64)]) -> Result<Vec<(BlobHash, Bytes)>, SyncError> {
+        let mut tries = 0;
+        let mut blobs: Vec<(BlobHash, Bytes)> = Vec::with_capacity(wanted.len());
+        let mut asked: HashSet<BlobHash> = HashSet::new();
+        loop {
+            let rest: Vec<_> = wanted.iter().filter(|w| !asked.contains(&w.0)).copied().collect();
+            let mut each = |hash: BlobHash, bytes: Option<Bytes>| {
+                asked.insert(hash);
+                blobs.extend(bytes.map(|bytes| (hash, bytes)));
+            };
+            match self.peer.fetch_many(&rest, &mut each).await {
+                Ok(stats) => {
+                    self.count(&stats);
+                    return Ok(blobs);
+                }
+                Err(e) => self.after(e, &mut tries).await?,
+            }
+        }
+    }
+
+    /// Ranges of a blob into `sink`; `missing` says what is still to come when a try broke off.
+    pub async fn ranges(
+        &self,
+        hash: BlobHash,
+        size: u64,
+        missing: &(dyn Fn() -> Vec<Range<u64>> + Send + Sync),
+        sink: Arc<dyn LeafSink>,
+    ) -> Result<(), SyncError> {
+        let mut tries = 0;
+        loop {
+            let ranges = missing();
+            if ranges.is_empty() {
+                return Ok(());
+            }
+            match self.peer.fetch(hash, size, &ranges, sink.clone()).await {
+                Ok(stats) => self.count(&stats),
+                Err(e) => self.after(e, &mut tries).await?,
+            }
+        }
+    }
+
+    /// Waits before another try, or hands the error on.
+    async fn after(&self, e: FetchError, tries: &mut u32) -> Result<(), SyncError> {
+        if e.is_corrupt() {
+            let count = self.corrupt.fetch_add(1, Ordering::Relaxed) + 1;
+            tracing::warn!(error = %e, count, "corrupt bytes from a peer");
+            if count >= CORRUPT_PIECES_MAX {
+                return Err(SyncError::Corrupt { site: self.peer.site(), count, last: e.to_string() });
+            }
+        }
+        *tries += 1;
+        if !e.is_retryable() || *tries >= TRIES_MAX {
+            return Err(e.into());
+        }
+        tokio::time::sleep(FIRST_PAUSE * 2u32.pow(*tries - 1)).await;
+        Ok(())
+    }
+}
