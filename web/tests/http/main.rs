@@ -1,0 +1,5 @@
+//! The API over HTTP, against a node that remembers what it was asked.
+
+mod api;
+mod door;
+mod double;
