@@ -1,0 +1,450 @@
+//! Fetching blobs and parts of blobs from a peer.
+//!
+//! Invariant: nothing reaches a sink or a caller before it was checked against the hash that was
+//! asked for, and nothing is allocated because a peer claims a size.
+
+use std::future::Future;
+use std::ops::Range;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bao_tree::io::BaoContentItem;
+use bao_tree::{BaoTree, ChunkNum, ChunkRanges};
+use bytes::{Bytes, BytesMut};
+use iroh::endpoint::{Connection, ConnectionError, ReadError, RecvStream};
+use iroh_blobs::get::GetError;
+use iroh_blobs::get::fsm::{
+    self, AtBlobContent, AtBlobHeader, AtBlobHeaderNextError, AtConnected, AtEndBlob, BlobContentNext, ConnectedNext,
+    DecodeError, EndBlobNext,
+};
+use iroh_blobs::protocol::{ChunkRangesSeq, ERR_LIMIT, ERR_PERMISSION, GetManyRequest, GetRequest};
+use n0_future::time::Instant;
+use sluice_protocol::ids::{BlobHash, SiteId};
+use sluice_protocol::limits::GROUP_BYTES;
+use tokio::task::{JoinHandle, spawn_blocking};
+use tokio::time::timeout;
+
+use super::encode::GROUPS;
+use super::error::{FetchError, LaneError};
+use super::peer::Peer;
+use super::quic::ended;
+use super::{LeafSink, QUIC, limits};
+
+/// Bytes of a BLAKE3 chunk, the unit of ranges on the wire.
+const CHUNK_BYTES: u64 = 1024;
+/// Bytes of the size in front of each blob.
+const SIZE_BYTES: u64 = 8;
+/// Bytes of a pair of hashes.
+const PAIR_BYTES: u64 = 64;
+
+/// What a fetch moved.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct FetchStats {
+    /// Bytes of blobs.
+    pub payload: u64,
+    /// Bytes of sizes and hash pairs.
+    pub overhead: u64,
+}
+
+impl std::ops::AddAssign for FetchStats {
+    fn add_assign(&mut self, more: Self) {
+        self.payload += more.payload;
+        self.overhead += more.overhead;
+    }
+}
+
+impl Peer {
+    /// Fetches ranges of a blob of a known size into `sink`.
+    ///
+    /// Ranges are ascending and apart, begin at multiples of 16 KiB and end at one or at the blob's
+    /// end. When it fails, what had arrived before is in the sink all the same.
+    pub async fn fetch(
+        &self,
+        hash: BlobHash,
+        size: u64,
+        ranges: &[Range<u64>],
+        sink: Arc<dyn LeafSink>,
+    ) -> Result<FetchStats, FetchError> {
+        check_ranges(hash, size, ranges)?;
+        let mut stats = FetchStats::default();
+        for some in ranges.chunks(limits::FETCH_RANGES_MAX) {
+            self.fetch_some(hash, size, some, &sink, &mut stats).await?;
+        }
+        Ok(stats)
+    }
+
+    /// Fetches a whole blob of unknown size, up to `max` bytes.
+    pub async fn fetch_small(&self, hash: BlobHash, max: u64) -> Result<Bytes, FetchError> {
+        let get = self.request(hash).await?;
+        let header = get.begin(GetRequest::blob(hash.0)).await?;
+        let (content, size) = get.size(header).await?;
+        if size > max {
+            return Err(FetchError::TooLarge { peer: get.peer, lane: QUIC, hash, claimed: size, limit: max });
+        }
+        let (_, bytes) = get.collect(content, &mut FetchStats::default()).await?;
+        Ok(bytes)
+    }
+
+    /// Fetches many small blobs of known sizes with few round trips.
+    ///
+    /// `each` gets every blob as it arrives, in the order of `wanted`; none stands for one that the
+    /// peer does not offer. After an error the rest was not asked for.
+    pub async fn fetch_many(
+        &self,
+        wanted: &[(BlobHash, u64)],
+        each: &mut (dyn FnMut(BlobHash, Option<Bytes>) + Send),
+    ) -> Result<FetchStats, FetchError> {
+        let mut stats = FetchStats::default();
+        let mut rest = wanted;
+        while !rest.is_empty() {
+            let batch = &rest[..rest.len().min(limits::FETCH_BLOBS_MAX)];
+            let done = self.fetch_batch(batch, each, &mut stats).await?;
+            rest = &rest[done..];
+        }
+        Ok(stats)
+    }
+
+    async fn fetch_some(
+        &self,
+        hash: BlobHash,
+        size: u64,
+        ranges: &[Range<u64>],
+        sink: &Arc<dyn LeafSink>,
+        stats: &mut FetchStats,
+    ) -> Result<(), FetchError> {
+        let get = self.request(hash).await?;
+        let header = get.begin(GetRequest::blob_ranges(hash.0.into(), chunk_ranges(ranges))).await?;
+        let (content, claimed) = get.size(header).await?;
+        get.expect_size(claimed, size)?;
+        stats.overhead += SIZE_BYTES;
+        let mut writer = Writer::new(hash, sink.clone(), BaoTree::new(size, GROUPS));
+        let received = get.receive(content, &mut writer, stats).await;
+        // What arrived before a failure is good, and need not be fetched again.
+        let written = writer.finish().await;
+        received?;
+        written
+    }
+
+    /// Fetches blobs until one is not offered; returns how many of the batch are settled.
+    async fn fetch_batch(
+        &self,
+        batch: &[(BlobHash, u64)],
+        each: &mut (dyn FnMut(BlobHash, Option<Bytes>) + Send),
+        stats: &mut FetchStats,
+    ) -> Result<usize, FetchError> {
+        let Some(&(first, _)) = batch.first() else { return Ok(0) };
+        let mut get = self.request(first).await?;
+        for &(hash, size) in batch {
+            get.hash = hash;
+            if size > limits::FETCH_TOGETHER_BYTES_MAX {
+                let limit = limits::FETCH_TOGETHER_BYTES_MAX;
+                return Err(FetchError::TooLarge { peer: get.peer, lane: QUIC, hash, claimed: size, limit });
+            }
+        }
+        let hashes = batch.iter().map(|(hash, _)| hash.0.into()).collect();
+        let ranges = ChunkRangesSeq::from_ranges(batch.iter().map(|_| ChunkRanges::all()));
+        let request = GetManyRequest::new(hashes, ranges);
+        get.hash = first;
+        let start = fsm::start_get_many(get.connection().clone(), request, Default::default());
+        let mut child = match get.wait(start).await?.map_err(|e| get.get_failed(e))? {
+            Ok(child) => child,
+            Err(_) => return Err(get.broken("the request was taken for an empty one")),
+        };
+        for (i, &(hash, size)) in batch.iter().enumerate() {
+            get.hash = hash;
+            let (content, claimed) = match get.size(child.next(hash.0.into())).await {
+                Err(FetchError::NotThere { .. }) => {
+                    each(hash, None);
+                    return Ok(i + 1);
+                }
+                other => other?,
+            };
+            get.expect_size(claimed, size)?;
+            let (end, bytes) = get.collect(content, stats).await?;
+            each(hash, Some(bytes));
+            child = match end.next() {
+                EndBlobNext::MoreChildren(child) => child,
+                EndBlobNext::Closing(_) => return Ok(i + 1),
+            };
+        }
+        Ok(batch.len())
+    }
+
+    async fn request(&self, hash: BlobHash) -> Result<Get, FetchError> {
+        let lease = self.lease().await?;
+        Ok(Get { peer: self.site(), hash, stall: self.settings().fetch_stall, lease })
+    }
+}
+
+/// One request in flight: whom, what, and how long to wait.
+struct Get {
+    peer: SiteId,
+    hash: BlobHash,
+    stall: Duration,
+    lease: super::peer::Lease,
+}
+
+impl Get {
+    fn connection(&self) -> &Connection {
+        &self.lease.connection
+    }
+
+    /// Sends the request for one blob.
+    async fn begin(&self, request: GetRequest) -> Result<AtBlobHeader<RecvStream>, FetchError> {
+        let opened = self.wait(self.connection().open_bi()).await?;
+        let (send, recv) = opened.map_err(|e| self.connection_ended(&e))?;
+        let connected = AtConnected::new(Instant::now(), recv, send, request, Default::default());
+        match self.wait(connected.next()).await? {
+            Ok(ConnectedNext::StartRoot(root)) => Ok(root.next()),
+            Ok(_) => Err(self.broken("the request was taken for another one")),
+            Err(e) => Err(self.broken_or_ended(&format!("{e:#}"))),
+        }
+    }
+
+    /// Reads the size that the peer claims.
+    async fn size(&self, header: AtBlobHeader<RecvStream>) -> Result<(AtBlobContent<RecvStream>, u64), FetchError> {
+        match self.wait(header.next()).await? {
+            Ok(next) => Ok(next),
+            Err(AtBlobHeaderNextError::NotFound { .. }) => {
+                Err(FetchError::NotThere { peer: self.peer, lane: QUIC, hash: self.hash })
+            }
+            Err(AtBlobHeaderNextError::Read { source, .. }) => Err(self.read_failed(&source)),
+        }
+    }
+
+    fn expect_size(&self, claimed: u64, expected: u64) -> Result<(), FetchError> {
+        if claimed == expected {
+            return Ok(());
+        }
+        Err(FetchError::WrongSize { peer: self.peer, lane: QUIC, hash: self.hash, claimed, expected })
+    }
+
+    /// The next verified item, or the end.
+    async fn item(&self, content: AtBlobContent<RecvStream>) -> Result<Step, FetchError> {
+        match self.wait(content.next()).await? {
+            BlobContentNext::More((content, Ok(item))) => Ok(Step::Item(content, item)),
+            BlobContentNext::More((_, Err(e))) => Err(self.decode_failed(e)),
+            BlobContentNext::Done(end) => Ok(Step::End(end)),
+        }
+    }
+
+    /// Hands all items to the writer.
+    async fn receive(
+        &self,
+        mut content: AtBlobContent<RecvStream>,
+        writer: &mut Writer,
+        stats: &mut FetchStats,
+    ) -> Result<(), FetchError> {
+        loop {
+            match self.item(content).await? {
+                Step::Item(next, BaoContentItem::Parent(parent)) => {
+                    stats.overhead += PAIR_BYTES;
+                    writer.parent(&parent).await?;
+                    content = next;
+                }
+                Step::Item(next, BaoContentItem::Leaf(leaf)) => {
+                    stats.payload += leaf.data.len() as u64;
+                    writer.leaf(leaf.offset, &leaf.data).await?;
+                    content = next;
+                }
+                // What follows on the stream is nothing we asked for: dropping it stops the peer.
+                Step::End(_) => return Ok(()),
+            }
+        }
+    }
+
+    /// Collects a whole blob in memory; it grows with what arrives.
+    async fn collect(
+        &self,
+        mut content: AtBlobContent<RecvStream>,
+        stats: &mut FetchStats,
+    ) -> Result<(AtEndBlob<RecvStream>, Bytes), FetchError> {
+        stats.overhead += SIZE_BYTES;
+        let mut bytes = BytesMut::new();
+        loop {
+            match self.item(content).await? {
+                Step::Item(next, BaoContentItem::Parent(_)) => {
+                    stats.overhead += PAIR_BYTES;
+                    content = next;
+                }
+                Step::Item(next, BaoContentItem::Leaf(leaf)) => {
+                    stats.payload += leaf.data.len() as u64;
+                    bytes.extend_from_slice(&leaf.data);
+                    content = next;
+                }
+                Step::End(end) => return Ok((end, bytes.freeze())),
+            }
+        }
+    }
+
+    /// Waits as long as a peer may be silent.
+    async fn wait<T>(&self, work: impl Future<Output = T>) -> Result<T, FetchError> {
+        timeout(self.stall, work).await.map_err(|_| FetchError::Stalled {
+            peer: self.peer,
+            lane: QUIC,
+            hash: self.hash,
+            seconds: self.stall.as_secs(),
+        })
+    }
+
+    fn decode_failed(&self, e: DecodeError) -> FetchError {
+        match e {
+            DecodeError::Read { source, .. } => self.read_failed(&source),
+            DecodeError::ParentHashMismatch { .. } | DecodeError::LeafHashMismatch { .. } => {
+                FetchError::Corrupt { peer: self.peer, lane: QUIC, hash: self.hash, what: e.to_string() }
+            }
+            _ => self.broken_or_ended("the peer sent less than was asked for"),
+        }
+    }
+
+    fn get_failed(&self, e: GetError) -> FetchError {
+        self.broken_or_ended(&format!("{e:#}"))
+    }
+
+    /// Tells a refusal from a lost connection and from a stream that the peer gave up.
+    fn read_failed(&self, e: &std::io::Error) -> FetchError {
+        let (peer, lane, hash) = (self.peer, QUIC, self.hash);
+        match e.get_ref().and_then(|inner| inner.downcast_ref::<ReadError>()) {
+            Some(ReadError::Reset(code)) if *code == ERR_PERMISSION => FetchError::Refused { peer, lane, hash },
+            Some(ReadError::Reset(code)) if *code == ERR_LIMIT => LaneError::Busy { site: peer }.into(),
+            Some(ReadError::ConnectionLost(reason)) => self.connection_ended(reason),
+            _ => self.broken_or_ended(&e.to_string()),
+        }
+    }
+
+    fn connection_ended(&self, reason: &ConnectionError) -> FetchError {
+        ended(self.peer, reason).into()
+    }
+
+    fn broken_or_ended(&self, reason: &str) -> FetchError {
+        match self.connection().close_reason() {
+            Some(ended) => self.connection_ended(&ended),
+            None => self.broken(reason),
+        }
+    }
+
+    fn broken(&self, reason: &str) -> FetchError {
+        FetchError::Broken { peer: self.peer, lane: QUIC, hash: self.hash, reason: reason.to_string() }
+    }
+}
+
+enum Step {
+    Item(AtBlobContent<RecvStream>, BaoContentItem),
+    End(AtEndBlob<RecvStream>),
+}
+
+/// Collects verified pieces and writes them on blocking threads, one write at a time, while the
+/// next pieces arrive.
+struct Writer {
+    hash: BlobHash,
+    sink: Arc<dyn LeafSink>,
+    tree: BaoTree,
+    pairs: Vec<(u64, [u8; 64])>,
+    at: u64,
+    held: Vec<u8>,
+    writing: Option<JoinHandle<std::io::Result<()>>>,
+}
+
+impl Writer {
+    fn new(hash: BlobHash, sink: Arc<dyn LeafSink>, tree: BaoTree) -> Self {
+        Self { hash, sink, tree, pairs: Vec::new(), at: 0, held: Vec::new(), writing: None }
+    }
+
+    async fn parent(&mut self, parent: &bao_tree::io::Parent) -> Result<(), FetchError> {
+        // Pairs inside a group are not stored.
+        let Some(index) = self.tree.pre_order_offset(parent.node) else {
+            return Ok(());
+        };
+        let mut pair = [0; 64];
+        pair[..32].copy_from_slice(parent.pair.0.as_bytes());
+        pair[32..].copy_from_slice(parent.pair.1.as_bytes());
+        self.pairs.push((index, pair));
+        if self.pairs.len() >= limits::FETCH_PAIRS_MAX {
+            self.flush().await?;
+        }
+        Ok(())
+    }
+
+    async fn leaf(&mut self, offset: u64, data: &[u8]) -> Result<(), FetchError> {
+        let follows = offset == self.at + self.held.len() as u64;
+        if !self.held.is_empty() && (!follows || self.held.len() + data.len() > limits::FETCH_WRITE_BYTES) {
+            self.flush().await?;
+        }
+        if self.held.is_empty() {
+            self.at = offset;
+        }
+        self.held.extend_from_slice(data);
+        Ok(())
+    }
+
+    /// Hands what is held to a blocking thread, after the write before it has ended.
+    async fn flush(&mut self) -> Result<(), FetchError> {
+        self.settle().await?;
+        if self.held.is_empty() && self.pairs.is_empty() {
+            return Ok(());
+        }
+        let (sink, at) = (self.sink.clone(), self.at);
+        let (pairs, held) = (std::mem::take(&mut self.pairs), std::mem::take(&mut self.held));
+        self.writing = Some(spawn_blocking(move || {
+            for (index, pair) in &pairs {
+                sink.parent(*index, pair)?;
+            }
+            if held.is_empty() { Ok(()) } else { sink.leaf(at, &held) }
+        }));
+        Ok(())
+    }
+
+    async fn settle(&mut self) -> Result<(), FetchError> {
+        let Some(writing) = self.writing.take() else { return Ok(()) };
+        let written = writing.await.unwrap_or_else(|e| Err(std::io::Error::other(e)));
+        written.map_err(|source| FetchError::Sink { hash: self.hash, source })
+    }
+
+    async fn finish(mut self) -> Result<(), FetchError> {
+        self.flush().await?;
+        self.settle().await
+    }
+}
+
+/// Ranges must be what the protocol can prove and the staging can mark.
+fn check_ranges(hash: BlobHash, size: u64, ranges: &[Range<u64>]) -> Result<(), FetchError> {
+    let mut from = 0;
+    for r in ranges {
+        let ends_well = r.end == size || r.end % GROUP_BYTES == 0;
+        if r.start < from || r.start % GROUP_BYTES != 0 || r.start >= r.end || r.end > size || !ends_well {
+            return Err(FetchError::BadRange { hash, size, start: r.start, end: r.end });
+        }
+        from = r.end;
+    }
+    Ok(())
+}
+
+fn chunk_ranges(ranges: &[Range<u64>]) -> ChunkRanges {
+    let mut all = ChunkRanges::empty();
+    for r in ranges {
+        let chunks = ChunkNum(r.start / CHUNK_BYTES)..ChunkNum(r.end.div_ceil(CHUNK_BYTES));
+        all |= ChunkRanges::from(chunks);
+    }
+    all
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const G: u64 = GROUP_BYTES;
+
+    #[test]
+    fn ranges_are_checked() {
+        let hash = BlobHash::of(b"acme");
+        let good = |size: u64, ranges: &[Range<u64>]| check_ranges(hash, size, ranges).is_ok();
+        assert!(good(3 * G + 5, &[0..G, 2 * G..3 * G + 5]));
+        assert!(good(5, std::slice::from_ref(&(0..5))));
+        assert!(good(0, &[]));
+        for bad in [1..G, 0..7, G..G, 0..4 * G, 4 * G..5 * G] {
+            assert!(!good(3 * G + 5, std::slice::from_ref(&bad)), "{bad:?}");
+        }
+        assert!(!good(3 * G, &[G..2 * G, 0..G]), "they ascend");
+        assert!(!good(3 * G, &[0..2 * G, G..3 * G]), "they do not overlap");
+    }
+}

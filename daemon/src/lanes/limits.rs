@@ -1,0 +1,80 @@
+//! Named limits of the quic lane.
+//!
+//! Invariant: what a stranger can make us hold is a small constant; what a paired peer can make us
+//! hold is bounded per site and in all.
+
+use std::time::Duration;
+
+/// Connections whose handshake is in progress; more are refused.
+pub const HANDSHAKES_MAX: usize = 256;
+/// Above this many handshakes a dialler must first prove that it owns its address.
+pub const HANDSHAKES_CALM: usize = 64;
+/// How long a handshake may take.
+pub const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Connections at the pairing door at once, from all addresses.
+pub const DOOR_CONNECTIONS_MAX: usize = 32;
+/// Connections at the pairing door at once from one address (one /64 network in IPv6).
+pub const DOOR_CONNECTIONS_PER_ADDRESS_MAX: usize = 8;
+/// Messages answered on one connection at the pairing door.
+pub const DOOR_MESSAGES_MAX: usize = 4;
+/// How long a connection may stand at the pairing door.
+pub const DOOR_LIFE: Duration = Duration::from_secs(60);
+
+/// Incoming connections of one paired site.
+pub const CONNECTIONS_PER_SITE_MAX: usize = 16;
+/// Streams that a peer may have open on one connection.
+pub const STREAMS_PER_CONNECTION_MAX: u32 = 64;
+/// Bytes that a peer may send us on one incoming connection before we read them: requests and
+/// messages come in here, never bulk data.
+pub const INCOMING_WINDOW_BYTES: u32 = 4 * 1024 * 1024;
+/// Control messages handled at once for one connection.
+pub const MESSAGES_AT_ONCE_MAX: usize = 4;
+/// How long reading or writing one message may take.
+pub const MESSAGE_TIMEOUT: Duration = Duration::from_secs(30);
+/// How long we wait for the answer to a message.
+pub const ANSWER_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// Blobs that are sent at once, to all peers.
+pub const SERVES_MAX: usize = 128;
+/// Blobs that are sent at once to one site; its further requests wait.
+pub const SERVES_PER_SITE_MAX: usize = 64;
+/// How long a request may take to arrive.
+pub const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
+/// Longest encoding of the ranges of a request, in bytes. Decoding them is quadratic in their
+/// number, so this is far below what the wire protocol would allow.
+pub const REQUEST_RANGES_BYTES_MAX: usize = 8 * 1024;
+/// Most blobs in one request.
+pub const REQUEST_BLOBS_MAX: usize = 1024;
+/// Verified bytes that are handed to a stream at once; twice this is held per stream.
+pub const PIECE_BYTES: usize = 256 * 1024;
+/// Most bytes read ahead from a served file.
+pub const READ_AHEAD_BYTES_MAX: usize = 256 * 1024;
+/// A peer that takes nothing for this long loses its stream.
+pub const SERVE_STALL: Duration = Duration::from_secs(60);
+
+/// How long dialling a peer may take.
+pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+/// Connections for blobs to one peer unless told otherwise.
+pub const CONNECTIONS_PER_PEER: usize = 4;
+/// A peer that sends nothing for this long is given up for this request.
+pub const FETCH_STALL: Duration = Duration::from_secs(30);
+/// Verified bytes collected before they are written, in bytes.
+pub const FETCH_WRITE_BYTES: usize = 1024 * 1024;
+/// Most hash pairs collected before they are written.
+pub const FETCH_PAIRS_MAX: usize = 4096;
+/// Most ranges in one request; longer lists take several.
+pub const FETCH_RANGES_MAX: usize = 512;
+/// Most blobs asked for in one request.
+pub const FETCH_BLOBS_MAX: usize = 512;
+/// Largest blob that is fetched together with others into memory, in bytes.
+pub const FETCH_TOGETHER_BYTES_MAX: u64 = 4 * 1024 * 1024;
+
+/// How long binding waits for the first interface address.
+pub const ADDRESSES_TIMEOUT: Duration = Duration::from_secs(2);
+/// How long closing waits for streams to end.
+pub const CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long closing waits for the port to be free again.
+pub const PORT_TIMEOUT: Duration = Duration::from_secs(1);
+/// How often it looks.
+pub const PORT_POLL: Duration = Duration::from_millis(5);

@@ -1,0 +1,194 @@
+//! A peer as we reach it: a control connection and a small pool of connections for blobs.
+//!
+//! Invariant: a connection that ended is never handed out again, and a message is sent a second
+//! time only after the connection that carried it was lost (all messages may be repeated).
+
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use iroh::endpoint::{Connection, VarInt};
+use sluice_protocol::ids::SiteId;
+use sluice_protocol::messages::{ALPN_BLOBS, ALPN_CONTROL, ALPN_PAIR, Message, PairRequest};
+use tokio::time::timeout;
+
+use super::admission::CLOSE_DONE;
+use super::error::{LaneError, MessageError};
+use super::quic::{QuicLane, Settings, ended};
+use super::{limits, message};
+
+/// A handle to a peer; clones share their connections, which close with the last one.
+#[derive(Clone)]
+pub struct Peer {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    lane: QuicLane,
+    site: SiteId,
+    addresses: Vec<SocketAddr>,
+    control: tokio::sync::Mutex<Option<Connection>>,
+    blobs: Mutex<Vec<Pooled>>,
+    /// Held while a connection for blobs is dialled.
+    dialling: tokio::sync::Mutex<()>,
+}
+
+struct Pooled {
+    connection: Connection,
+    /// One more clone for each request in flight.
+    users: Arc<()>,
+}
+
+impl Pooled {
+    fn in_flight(&self) -> usize {
+        Arc::strong_count(&self.users) - 1
+    }
+
+    fn lease(&self) -> Lease {
+        Lease { connection: self.connection.clone(), _user: self.users.clone() }
+    }
+}
+
+/// A connection lent to one request.
+pub(super) struct Lease {
+    pub connection: Connection,
+    _user: Arc<()>,
+}
+
+impl Peer {
+    pub(super) fn new(lane: QuicLane, site: SiteId, addresses: Vec<SocketAddr>) -> Self {
+        let inner = Inner {
+            lane,
+            site,
+            addresses,
+            control: Default::default(),
+            blobs: Default::default(),
+            dialling: Default::default(),
+        };
+        Self { inner: Arc::new(inner) }
+    }
+
+    /// The peer's id, which every connection to it has proved.
+    pub fn site(&self) -> SiteId {
+        self.inner.site
+    }
+
+    /// Where it is dialled.
+    pub fn addresses(&self) -> &[SocketAddr] {
+        &self.inner.addresses
+    }
+
+    /// Asks to be admitted, at the peer's pairing door.
+    pub async fn pair(&self, request: PairRequest) -> Result<Message, LaneError> {
+        let connection = self.dial(ALPN_PAIR).await?;
+        let answer = self.ask(&connection, &Message::Pair(request)).await;
+        connection.close(VarInt::from_u32(CLOSE_DONE), b"");
+        answer
+    }
+
+    /// Says something on the control stream and returns the answer.
+    pub async fn message(&self, said: &Message) -> Result<Message, LaneError> {
+        let connection = self.control().await?;
+        match self.ask(&connection, said).await {
+            Err(LaneError::Lost { .. }) => {
+                let connection = self.control().await?;
+                self.ask(&connection, said).await
+            }
+            other => other,
+        }
+    }
+
+    /// Dials the control connection if there is none.
+    pub(super) async fn reach(&self) -> Result<(), LaneError> {
+        self.control().await.map(drop)
+    }
+
+    pub(super) fn settings(&self) -> Settings {
+        self.inner.lane.settings()
+    }
+
+    async fn control(&self) -> Result<Connection, LaneError> {
+        let mut held = self.inner.control.lock().await;
+        if let Some(connection) = held.as_ref().filter(|c| c.close_reason().is_none()) {
+            return Ok(connection.clone());
+        }
+        let connection = self.dial(ALPN_CONTROL).await?;
+        *held = Some(connection.clone());
+        Ok(connection)
+    }
+
+    async fn dial(&self, alpn: &[u8]) -> Result<Connection, LaneError> {
+        self.inner.lane.dial(self.inner.site, &self.inner.addresses, alpn).await
+    }
+
+    async fn ask(&self, connection: &Connection, said: &Message) -> Result<Message, LaneError> {
+        let site = self.inner.site;
+        let wait = self.settings().answer_timeout;
+        let exchange = async {
+            let (mut send, mut recv) = connection.open_bi().await.map_err(|e| MessageError::Stream(e.into()))?;
+            message::write(&mut send, said, limits::MESSAGE_TIMEOUT).await?;
+            // The only failure is a stream that has ended, which reading will show.
+            let _ = send.finish();
+            message::read(&mut recv, wait).await
+        };
+        let answer = timeout(wait, exchange).await;
+        match (answer, connection.close_reason()) {
+            (Ok(Ok(answer)), _) => Ok(answer),
+            (_, Some(reason)) => Err(ended(site, &reason)),
+            (Ok(Err(source)), None) => Err(LaneError::Message { site, source }),
+            (Err(_), None) => Err(LaneError::Silent { site, seconds: wait.as_secs() }),
+        }
+    }
+
+    /// Lends the connection with the fewest requests; dials one more while all are in use and the
+    /// pool is small.
+    pub(super) async fn lease(&self) -> Result<Lease, LaneError> {
+        if let Some(lease) = self.idle() {
+            return Ok(lease);
+        }
+        let _dialling = match self.inner.dialling.try_lock() {
+            Ok(guard) => guard,
+            Err(_) => match self.least_used() {
+                Some(lease) => return Ok(lease),
+                None => self.inner.dialling.lock().await,
+            },
+        };
+        if let Some(lease) = self.idle() {
+            return Ok(lease);
+        }
+        match self.dial(ALPN_BLOBS).await {
+            Ok(connection) => {
+                let pooled = Pooled { connection, users: Arc::new(()) };
+                let lease = pooled.lease();
+                self.pool(|pool| pool.push(pooled));
+                Ok(lease)
+            }
+            Err(e) => self.least_used().ok_or(e),
+        }
+    }
+
+    /// A connection without requests, or the least used one of a full pool.
+    fn idle(&self) -> Option<Lease> {
+        let most = self.settings().connections_per_peer;
+        self.pool(|pool| {
+            let full = pool.len() >= most;
+            let least = pool.iter().min_by_key(|p| p.in_flight())?;
+            (full || least.in_flight() == 0).then(|| least.lease())
+        })
+    }
+
+    fn least_used(&self) -> Option<Lease> {
+        self.pool(|pool| pool.iter().min_by_key(|p| p.in_flight()).map(Pooled::lease))
+    }
+
+    fn pool<T>(&self, work: impl FnOnce(&mut Vec<Pooled>) -> T) -> T {
+        let mut pool = self.inner.blobs.lock().unwrap_or_else(PoisonError::into_inner);
+        pool.retain(|p| p.connection.close_reason().is_none());
+        work(&mut pool)
+    }
+}
+
+impl std::fmt::Debug for Peer {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Peer").field("site", &self.inner.site).field("addresses", &self.inner.addresses).finish()
+    }
+}

@@ -1,0 +1,174 @@
+//! Answering requests in the wire protocol of iroh-blobs.
+//!
+//! Invariant: only single blobs are served, each named by the request and each allowed by the host.
+//! A request that wants the bytes of a blob to be read as a list of hashes is refused, since that
+//! would let a peer that can place a blob in one space read another (it would make us its deputy).
+//! Pushing and observing are refused.
+//!
+//! A refusal of kind is a reset of the stream; a blob that is not here, or not for this peer, is an
+//! answer that ends before it. Damage found on the way is a reset, and the host is told.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use iroh_blobs::protocol::{ERR_INTERNAL, ERR_LIMIT, ERR_PERMISSION, Request};
+use iroh_blobs::util::{RecvStream, SendStream};
+use sluice_protocol::ids::{BlobHash, SiteId};
+use tokio::task::spawn_blocking;
+use tokio::time::timeout;
+
+use super::Host;
+use super::encode::{EncodeError, Job};
+use super::limits::{REQUEST_BLOBS_MAX, REQUEST_RANGES_BYTES_MAX, REQUEST_TIMEOUT};
+
+/// First byte of a request for one blob.
+const TAG_GET: u8 = 0;
+/// First byte of a request for several blobs.
+const TAG_GET_MANY: u8 = 9;
+const HASH_BYTES: usize = 32;
+/// Longest request: tag, count, hashes, ranges.
+const REQUEST_BYTES_MAX: usize = 1 + 5 + REQUEST_BLOBS_MAX * HASH_BYTES + REQUEST_RANGES_BYTES_MAX;
+
+/// Why a stream was not answered to its end.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum ServeError {
+    #[error("the request did not arrive: {0}")]
+    Unread(String),
+    #[error("the request is refused: {0}")]
+    Refused(&'static str),
+    #[error("the request is longer than we take")]
+    TooLong,
+    #[error(transparent)]
+    Encode(#[from] EncodeError),
+    #[error("encoding was cancelled: {0}")]
+    Cancelled(String),
+    #[error("the peer took nothing for {0} s")]
+    Stalled(u64),
+    #[error("the peer went away: {0}")]
+    Gone(std::io::Error),
+}
+
+type Wanted = VecDeque<(BlobHash, bao_tree::ChunkRanges)>;
+
+/// Reads one request and answers it.
+pub(super) async fn stream<R: RecvStream, W: SendStream>(
+    host: Arc<dyn Host>,
+    peer: SiteId,
+    mut reader: R,
+    mut writer: W,
+    stall: Duration,
+) -> Result<(), ServeError> {
+    let result = async {
+        let wanted = timeout(REQUEST_TIMEOUT, read_request(&mut reader))
+            .await
+            .map_err(|_| ServeError::Unread("it took too long".into()))??;
+        answer(host, peer, wanted, &mut writer, stall).await
+    }
+    .await;
+    if let Err(e) = &result {
+        let code = match e {
+            ServeError::Refused(_) => ERR_PERMISSION,
+            ServeError::TooLong => ERR_LIMIT,
+            _ => ERR_INTERNAL,
+        };
+        // A stream that is only dropped would look finished.
+        let _ = writer.reset(code);
+        let _ = reader.stop(code);
+    }
+    result
+}
+
+/// Reads a request, looking at its kind and its length before any of it is decoded.
+async fn read_request<R: RecvStream>(reader: &mut R) -> Result<Wanted, ServeError> {
+    let unread = |e: std::io::Error| ServeError::Unread(e.to_string());
+    let tag = reader.recv_bytes(1).await.map_err(unread)?;
+    let limit = match tag.first() {
+        Some(&TAG_GET) => HASH_BYTES + REQUEST_RANGES_BYTES_MAX,
+        Some(&TAG_GET_MANY) => REQUEST_BYTES_MAX - 1,
+        Some(_) => return Err(ServeError::Refused("only blobs can be asked for")),
+        None => return Err(ServeError::Unread("the stream is empty".into())),
+    };
+    let rest = reader.recv_bytes(limit + 1).await.map_err(unread)?;
+    if rest.len() > limit {
+        return Err(ServeError::TooLong);
+    }
+    if tag[0] == TAG_GET_MANY {
+        check_many(&rest)?;
+    }
+    let mut whole: Bytes = [&tag[..], &rest[..]].concat().into();
+    let (request, _) = Request::read_async(&mut whole).await.map_err(unread)?;
+    wanted(request)
+}
+
+/// Compares the number of hashes, and what is left for ranges, with their limits.
+fn check_many(rest: &[u8]) -> Result<(), ServeError> {
+    let mut count = 0usize;
+    let mut used = 0;
+    for (i, byte) in rest.iter().take(4).enumerate() {
+        count |= usize::from(byte & 0x7f) << (7 * i);
+        used = i + 1;
+        if byte & 0x80 == 0 {
+            break;
+        }
+    }
+    let ranges = rest.len().checked_sub(used + count.saturating_mul(HASH_BYTES));
+    if count > REQUEST_BLOBS_MAX || ranges.is_none_or(|n| n > REQUEST_RANGES_BYTES_MAX) {
+        return Err(ServeError::TooLong);
+    }
+    Ok(())
+}
+
+/// The blobs that a request names itself.
+fn wanted(request: Request) -> Result<Wanted, ServeError> {
+    match request {
+        Request::Get(get) if get.ranges.is_blob() => {
+            Ok(VecDeque::from([(BlobHash(get.hash.into()), get.ranges[0].clone())]))
+        }
+        Request::Get(_) => Err(ServeError::Refused("a blob is not served as a list of hashes")),
+        Request::GetMany(many) => Ok(many
+            .hashes
+            .iter()
+            .zip(many.ranges.iter_infinite())
+            .filter(|(_, ranges)| !ranges.is_empty())
+            .map(|(hash, ranges)| (BlobHash((*hash).into()), ranges.clone()))
+            .collect()),
+        _ => Err(ServeError::Refused("only blobs can be asked for")),
+    }
+}
+
+/// Sends piece after piece; while one is on its way the next is made.
+async fn answer<W: SendStream>(
+    host: Arc<dyn Host>,
+    peer: SiteId,
+    wanted: Wanted,
+    writer: &mut W,
+    stall: Duration,
+) -> Result<(), ServeError> {
+    let mut next = spawn_fill(Job::new(host.clone(), peer, wanted));
+    loop {
+        let (job, piece) = next.await.map_err(|e| ServeError::Cancelled(e.to_string()))?;
+        let piece = piece?;
+        if piece.is_empty() {
+            return writer.sync().await.map_err(ServeError::Gone);
+        }
+        next = spawn_fill(job);
+        let bytes = piece.len() as u64;
+        timeout(stall, writer.send_bytes(piece.into()))
+            .await
+            .map_err(|_| ServeError::Stalled(stall.as_secs()))?
+            .map_err(ServeError::Gone)?;
+        host.served(peer, bytes);
+    }
+}
+
+type Filled = (Box<Job>, Result<Vec<u8>, EncodeError>);
+
+fn spawn_fill(job: impl Into<Box<Job>>) -> tokio::task::JoinHandle<Filled> {
+    let mut job = job.into();
+    spawn_blocking(move || {
+        let piece = job.fill();
+        (job, piece)
+    })
+}
