@@ -6,4 +6,15 @@
 pub mod catalog;
 pub mod lake;
 pub mod table;
-
+pub mod blobs;
+mod durable;
+pub mod staging;
+pub mod chunk;
+pub mod outboard;
+pub mod scan;
+pub mod snapshot;
+pub mod watch;
+pub mod pins;
+pub mod publish;
+pub mod verify;
+pub mod view;

@@ -36,6 +36,13 @@ pub(crate) fn decode<T: Wire>(raw: &[u8]) -> Result<T, CatalogError> {
     Ok(T::get(&mut Dec::new(raw))?)
 }
 
+/// A stored tree.
+#[derive(Debug)]
+pub enum StoredTree {
+    Bytes(Vec<u8>),
+    File(fs::File),
+}
+
 /// Raw access, by a [`Reader`] or inside a change.
 pub trait Raw {
     #[doc(hidden)]
@@ -180,6 +187,20 @@ pub trait Lookup: Raw {
                 Some((&INLINE, bytes)) => Ok(Some(bytes.to_vec())),
                 _ => read_beside(self.raw_home(), "obao", hash),
             },
+        }
+    }
+
+    /// The tree of a blob as it lies: a large one is opened, not read.
+    fn open_outboard(&self, hash: &BlobHash) -> Result<Option<StoredTree>, CatalogError> {
+        let Some(raw) = self.raw_get(Table::Outboards as usize, &hash.0)? else { return Ok(None) };
+        if let Some((&INLINE, bytes)) = raw.split_first() {
+            return Ok(Some(StoredTree::Bytes(bytes.to_vec())));
+        }
+        let path = beside(self.raw_home(), "obao", &hash.to_string());
+        match fs::File::open(&path) {
+            Ok(file) => Ok(Some(StoredTree::File(file))),
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(None),
+            Err(source) => Err(CatalogError::Io { path, source }),
         }
     }
 

@@ -23,7 +23,7 @@ use redb::{Database, Durability, ReadOnlyTable, ReadableDatabase, TableDefinitio
 use sluice_protocol::codec::CodecError;
 use sluice_protocol::ids::BlobHash;
 
-pub use lookup::{Lookup, Raw};
+pub use lookup::{Lookup, Raw, StoredTree};
 pub use site::SiteLookup;
 pub use records::{
     BlobRecord, FileRecord, JournalRecord, LiveRecord, LiveSection, Located, PeerRecord, Role, SnapshotRecord,

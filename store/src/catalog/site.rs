@@ -1,5 +1,6 @@
 //! The rows about sites and spaces: heads, grants, peers, tickets, snapshots, journal.
 
+use sluice_protocol::card::SiteCard;
 use sluice_protocol::grants::GrantSet;
 use sluice_protocol::head::Head;
 use sluice_protocol::ids::{SiteId, SnapshotId, SpaceId, TicketId};
@@ -11,7 +12,7 @@ use super::write::encode;
 use super::{Batch, CatalogError, Lookup, Reader, Table};
 
 /// Rows of the journal that are handed out at once.
-const JOURNAL_ROWS_MAX: usize = 10_000;
+const JOURNAL_ROWS_MAX: u64 = 10_000;
 
 fn head_key(space: &SpaceId, writer: &SiteId, place: (u64, u64)) -> Vec<u8> {
     let mut key = key2(&space.0, &writer.0);
@@ -94,21 +95,29 @@ pub trait SiteLookup: Lookup {
         Ok(found)
     }
 
+    /// The newest card of a site: a peer, or one that a peer told of.
+    fn card(&self, site: &SiteId) -> Result<Option<Signed<SiteCard>>, CatalogError> {
+        let of_peer = self.peer(site)?.map(|p| p.card.0);
+        let told = self.setting(&format!("card {site}"))?;
+        let newest = [of_peer, told].into_iter().flatten().filter_map(|raw| Signed::<SiteCard>::from_bytes(&raw).ok());
+        Ok(newest.max_by_key(|card| card.time_ms))
+    }
+
     /// An invitation.
     fn ticket(&self, id: &TicketId) -> Result<Option<TicketRecord>, CatalogError> {
         self.raw_get(Table::Tickets as usize, &id.0)?.map(|r| decode(&r)).transpose()
     }
 
-    /// The journal from number `from` on.
+    /// The journal from number `from` on, at most the newest 10,000 rows.
     fn journal(&self, from: u64) -> Result<Vec<(u64, JournalRecord)>, CatalogError> {
+        let last = self.counter("journal")?;
+        let first = from.max(1).max((last + 1).saturating_sub(JOURNAL_ROWS_MAX));
         let mut found = Vec::new();
-        self.raw_scan(Table::Journal as usize, &[], &mut |key, raw| {
-            let number = key.try_into().map(u64::from_be_bytes).unwrap_or(0);
-            if number >= from {
-                found.push((number, decode(raw)?));
+        for number in first..=last {
+            if let Some(raw) = self.raw_get(Table::Journal as usize, &number.to_be_bytes())? {
+                found.push((number, decode(&raw)?));
             }
-            Ok(found.len() < JOURNAL_ROWS_MAX)
-        })?;
+        }
         Ok(found)
     }
 }
@@ -148,6 +157,14 @@ impl Batch {
     /// Adds or replaces a peer.
     pub fn put_peer(&mut self, site: &SiteId, record: &PeerRecord) -> Result<(), CatalogError> {
         self.put(Table::Peers, &site.0, &encode(record))
+    }
+
+    /// Remembers how a site is reached, unless a newer card of it is known. Gives it no right.
+    pub fn put_card(&mut self, card: &Signed<SiteCard>) -> Result<(), CatalogError> {
+        if self.card(&card.site)?.is_some_and(|known| known.time_ms >= card.time_ms) {
+            return Ok(());
+        }
+        self.put_setting(&format!("card {}", card.site), card.bytes())
     }
 
     /// Adds or replaces an invitation.

@@ -1,0 +1,382 @@
+//! Open folders and what makes changes in them survive a power loss.
+//!
+//! Invariant: every call takes one name below an open folder and follows no link, so a link that
+//! someone planted can neither be written through nor be read through. Nothing here replaces a file
+//! unless the call says so in its name.
+//!
+//! What must be durable before the next step: the bytes (`fdatasync` or `syncfs`), then the names
+//! (`fsync` of the folder that holds them). [`Unsynced`] collects both for one barrier.
+
+use std::collections::BTreeSet;
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd};
+
+use rustix::fs::{AtFlags, FileType, Mode, OFlags, RenameFlags};
+use rustix::io::Errno;
+use sluice_protocol::path::LakePath;
+
+use crate::lake::Fingerprint;
+
+/// Folders and files beyond this many are made durable by one `syncfs`.
+const SYNC_ONE_BY_ONE_MAX: usize = 64;
+/// Permission bits of folders that readers go through.
+pub(crate) const FOLDER_MODE: u32 = 0o755;
+
+/// What lies under a name, the name itself and not what a link points at.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Kind {
+    File,
+    Folder,
+    Link,
+    Other,
+}
+
+/// What `stat` says of a name.
+#[derive(Debug, Clone)]
+pub(crate) struct Seen {
+    pub kind: Kind,
+    /// Permission bits.
+    pub mode: u32,
+    pub print: Fingerprint,
+}
+
+/// An open folder.
+#[derive(Debug)]
+pub(crate) struct Folder(File);
+
+impl Folder {
+    /// The same folder as `dir`.
+    pub fn of(dir: impl AsFd) -> io::Result<Self> {
+        // Opened anew: a handle that only names the folder (O_PATH) can be neither listed nor synced.
+        let flags = OFlags::DIRECTORY | OFlags::RDONLY | OFlags::CLOEXEC;
+        Ok(Self(File::from(rustix::fs::openat(dir.as_fd(), ".", flags, Mode::empty())?)))
+    }
+
+    /// Opens the folder `name`, which must be a real one.
+    pub fn open(&self, name: &str) -> io::Result<Self> {
+        check_single(name)?;
+        let flags = OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::RDONLY | OFlags::CLOEXEC;
+        Ok(Self(File::from(rustix::fs::openat(&self.0, name, flags, Mode::empty())?)))
+    }
+
+    /// Opens the folder at `path`, name by name; `None` is this folder.
+    pub fn descend(&self, path: Option<&LakePath>) -> io::Result<Self> {
+        let mut here = Self::of(&self.0)?;
+        for name in path.iter().flat_map(|p| p.names()) {
+            here = here.open(name)?;
+        }
+        Ok(here)
+    }
+
+    /// Makes the folder `name` unless it is there, and opens it. Says whether it was made.
+    pub fn make(&self, name: &str) -> io::Result<(Self, bool)> {
+        check_single(name)?;
+        let made = match rustix::fs::mkdirat(&self.0, name, Mode::from_raw_mode(FOLDER_MODE)) {
+            Ok(()) => true,
+            Err(Errno::EXIST) => false,
+            Err(e) => return Err(e.into()),
+        };
+        let folder = self.open(name)?;
+        if made {
+            // The process's umask must not hide published data from its readers.
+            rustix::fs::fchmod(&folder.0, Mode::from_raw_mode(FOLDER_MODE))?;
+        }
+        Ok((folder, made))
+    }
+
+    /// Opens the regular file `name` for reading.
+    pub fn file(&self, name: &str) -> io::Result<File> {
+        self.open_file(name, OFlags::RDONLY)
+    }
+
+    /// Opens the regular file `name` for reading and writing, made with mode 0600 when `create`.
+    pub fn file_rw(&self, name: &str, create: bool) -> io::Result<File> {
+        let make = if create { OFlags::CREATE } else { OFlags::empty() };
+        self.open_file(name, OFlags::RDWR | make)
+    }
+
+    fn open_file(&self, name: &str, flags: OFlags) -> io::Result<File> {
+        check_single(name)?;
+        // NONBLOCK: a fifo that took the file's place must not hang us.
+        let flags = flags | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
+        let file = File::from(rustix::fs::openat(&self.0, name, flags, Mode::from_raw_mode(0o600))?);
+        if file.metadata()?.is_file() {
+            Ok(file)
+        } else {
+            Err(io::Error::new(io::ErrorKind::InvalidInput, "not a regular file"))
+        }
+    }
+
+    /// What lies under `name`; `None` when nothing does.
+    pub fn look(&self, name: &str) -> io::Result<Option<Seen>> {
+        check_single(name)?;
+        match rustix::fs::statat(&self.0, name, AtFlags::SYMLINK_NOFOLLOW) {
+            Ok(stat) => Ok(Some(seen(&stat))),
+            Err(Errno::NOENT) => Ok(None),
+            Err(e) => Err(e.into()),
+        }
+    }
+
+    /// The names in the folder, sorted; names that are not UTF-8 are left out and counted.
+    pub fn names(&self) -> io::Result<(Vec<String>, usize)> {
+        let mut names = Vec::new();
+        let mut strange = 0;
+        for entry in rustix::fs::Dir::read_from(&self.0)? {
+            let entry = entry?;
+            match entry.file_name().to_str() {
+                Ok("." | "..") => {}
+                Ok(name) => names.push(name.to_string()),
+                Err(_) => strange += 1,
+            }
+        }
+        names.sort();
+        Ok((names, strange))
+    }
+
+    /// The text of the link `name`.
+    pub fn read_link(&self, name: &str) -> io::Result<String> {
+        check_single(name)?;
+        let raw = rustix::fs::readlinkat(&self.0, name, Vec::new())?;
+        raw.into_string().map_err(|e| io::Error::new(io::ErrorKind::InvalidData, e))
+    }
+
+    /// Makes a link; fails when the name is taken.
+    pub fn symlink(&self, target: &str, name: &str) -> io::Result<()> {
+        check_single(name)?;
+        Ok(rustix::fs::symlinkat(target, &self.0, name)?)
+    }
+
+    /// Gives the file `name` a second name; fails when that is taken.
+    pub fn hard_link(&self, name: &str, to: &Folder, new: &str) -> io::Result<()> {
+        check_single(name)?;
+        check_single(new)?;
+        Ok(rustix::fs::linkat(&self.0, name, &to.0, new, AtFlags::empty())?)
+    }
+
+    /// Renames; fails when the new name is taken.
+    pub fn move_to(&self, name: &str, to: &Folder, new: &str) -> io::Result<()> {
+        check_single(name)?;
+        check_single(new)?;
+        match rustix::fs::renameat_with(&self.0, name, &to.0, new, RenameFlags::NOREPLACE) {
+            Ok(()) => Ok(()),
+            // Some file systems know no flags: a link never replaces either.
+            Err(Errno::INVAL | Errno::NOSYS | Errno::OPNOTSUPP) => {
+                rustix::fs::linkat(&self.0, name, &to.0, new, AtFlags::empty())?;
+                Ok(rustix::fs::unlinkat(&self.0, name, AtFlags::empty())?)
+            }
+            Err(e) => Err(e.into()),
+        }
+    }
+
+    /// Renames, replacing what is there, in one step.
+    pub fn replace(&self, name: &str, to: &Folder, new: &str) -> io::Result<()> {
+        check_single(name)?;
+        check_single(new)?;
+        Ok(rustix::fs::renameat(&self.0, name, &to.0, new)?)
+    }
+
+    /// Removes a file or link; that it is gone already is no error.
+    pub fn remove(&self, name: &str) -> io::Result<()> {
+        check_single(name)?;
+        gone(rustix::fs::unlinkat(&self.0, name, AtFlags::empty()))
+    }
+
+    /// Removes an empty folder; that it is gone already is no error.
+    pub fn remove_folder(&self, name: &str) -> io::Result<()> {
+        check_single(name)?;
+        gone(rustix::fs::unlinkat(&self.0, name, AtFlags::REMOVEDIR))
+    }
+
+    /// Makes the names in the folder durable.
+    pub fn sync(&self) -> io::Result<()> {
+        self.0.sync_all()
+    }
+
+    /// Makes everything on the folder's file system durable.
+    pub fn sync_all(&self) -> io::Result<()> {
+        Ok(rustix::fs::syncfs(&self.0)?)
+    }
+
+    /// Sets the folder's permission bits.
+    pub fn set_mode(&self, mode: u32) -> io::Result<()> {
+        Ok(rustix::fs::fchmod(&self.0, Mode::from_raw_mode(mode))?)
+    }
+
+    /// The folder's own permission bits.
+    pub fn mode(&self) -> io::Result<u32> {
+        Ok(rustix::fs::fstat(&self.0)?.st_mode & 0o7777)
+    }
+}
+
+impl AsFd for Folder {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+}
+
+fn gone(result: rustix::io::Result<()>) -> io::Result<()> {
+    match result {
+        Ok(()) | Err(Errno::NOENT) => Ok(()),
+        Err(e) => Err(e.into()),
+    }
+}
+
+/// The last line of defence: callers hand in names from a `LakePath`, which has been checked.
+fn check_single(name: &str) -> io::Result<()> {
+    if name.is_empty() || name == "." || name == ".." || name.contains(['/', '\0']) {
+        return Err(io::ErrorKind::InvalidInput.into());
+    }
+    Ok(())
+}
+
+fn seen(stat: &rustix::fs::Stat) -> Seen {
+    let kind = match FileType::from_raw_mode(stat.st_mode) {
+        FileType::RegularFile => Kind::File,
+        FileType::Directory => Kind::Folder,
+        FileType::Symlink => Kind::Link,
+        _ => Kind::Other,
+    };
+    let ns = |s: i64, n: i64| s.saturating_mul(1_000_000_000).saturating_add(n);
+    let print = Fingerprint {
+        dev: stat.st_dev,
+        inode: stat.st_ino,
+        size: u64::try_from(stat.st_size).unwrap_or(0),
+        mtime_ns: ns(stat.st_mtime, i64::try_from(stat.st_mtime_nsec).unwrap_or(0)),
+        ctime_ns: ns(stat.st_ctime, i64::try_from(stat.st_ctime_nsec).unwrap_or(0)),
+        unknown: Default::default(),
+    };
+    Seen { kind, mode: stat.st_mode & 0o7777, print }
+}
+
+/// Sets the modification time of an open file.
+///
+/// `mtime_ns`: nanoseconds since the Unix epoch.
+pub(crate) fn set_mtime(file: &File, mtime_ns: i64) -> io::Result<()> {
+    let times = rustix::fs::Timestamps {
+        last_access: rustix::fs::Timespec { tv_sec: 0, tv_nsec: rustix::fs::UTIME_OMIT },
+        last_modification: rustix::fs::Timespec {
+            tv_sec: mtime_ns.div_euclid(1_000_000_000),
+            tv_nsec: mtime_ns.rem_euclid(1_000_000_000),
+        },
+    };
+    Ok(rustix::fs::futimens(file, &times)?)
+}
+
+/// Sets the permission bits of an open file.
+pub(crate) fn set_mode(file: &File, mode: u32) -> io::Result<()> {
+    Ok(rustix::fs::fchmod(file, Mode::from_raw_mode(mode))?)
+}
+
+/// Whether the error says that the disk (or a quota) is full.
+pub(crate) fn is_full(e: &io::Error) -> bool {
+    matches!(e.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
+}
+
+/// Names changed and files touched below one folder since the last barrier.
+#[derive(Debug, Default)]
+pub(crate) struct Unsynced {
+    folders: BTreeSet<Option<LakePath>>,
+    files: BTreeSet<LakePath>,
+}
+
+impl Unsynced {
+    /// A name in `folder` (below the top) was made, replaced or removed.
+    pub fn name_in(&mut self, folder: Option<LakePath>) {
+        if self.folders.len() <= SYNC_ONE_BY_ONE_MAX {
+            self.folders.insert(folder);
+        }
+    }
+
+    /// A file was made or its mode or time was set.
+    pub fn file(&mut self, path: &LakePath) {
+        if self.files.len() <= SYNC_ONE_BY_ONE_MAX {
+            self.files.insert(path.clone());
+        }
+        self.name_in(path.parent());
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.folders.is_empty() && self.files.is_empty()
+    }
+
+    /// Makes all of it durable: one by one when it is little, else by one `syncfs`.
+    pub fn flush(&mut self, top: &Folder) -> io::Result<()> {
+        if self.folders.len() + self.files.len() > SYNC_ONE_BY_ONE_MAX {
+            top.sync_all()?;
+        } else {
+            for path in &self.files {
+                let folder = top.descend(path.parent().as_ref())?;
+                folder.file(path.file_name())?.sync_all()?;
+            }
+            for path in self.folders.iter().rev() {
+                top.descend(path.as_ref())?.sync()?;
+            }
+        }
+        self.folders.clear();
+        self.files.clear();
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn folder() -> (tempfile::TempDir, Folder) {
+        let dir = tempfile::tempdir().unwrap();
+        let folder = Folder::of(File::open(dir.path()).unwrap()).unwrap();
+        (dir, folder)
+    }
+
+    #[test]
+    fn names_that_lead_elsewhere_are_refused() {
+        let (dir, folder) = folder();
+        std::fs::create_dir(dir.path().join("real")).unwrap();
+        std::os::unix::fs::symlink("real", dir.path().join("alias")).unwrap();
+        for name in ["", ".", "..", "a/b", "real/..", "a\0b"] {
+            assert!(folder.make(name).is_err(), "{name:?}");
+            assert!(folder.file_rw(name, true).is_err(), "{name:?}");
+            assert!(folder.remove(name).is_err(), "{name:?}");
+        }
+        assert!(folder.open("real").is_ok());
+        assert!(folder.open("alias").is_err());
+        assert!(folder.make("alias").is_err(), "a link is no folder");
+        assert!(folder.file_rw("alias", true).is_err());
+    }
+
+    #[test]
+    fn moving_and_linking_never_replace() {
+        let (dir, folder) = folder();
+        std::fs::write(dir.path().join("new"), b"new").unwrap();
+        std::fs::write(dir.path().join("old"), b"old").unwrap();
+        assert!(folder.move_to("new", &folder, "old").is_err());
+        assert!(folder.hard_link("new", &folder, "old").is_err());
+        assert_eq!(std::fs::read(dir.path().join("old")).unwrap(), b"old");
+        folder.replace("new", &folder, "old").unwrap();
+        assert_eq!(std::fs::read(dir.path().join("old")).unwrap(), b"new");
+        folder.remove("gone").unwrap();
+    }
+
+    #[test]
+    fn times_before_the_epoch_are_kept() {
+        let (dir, folder) = folder();
+        std::fs::write(dir.path().join("f"), b"x").unwrap();
+        for ns in [-1, 0, 1_500_000_000_123_456_789, -1_000_000_001] {
+            set_mtime(&folder.file("f").unwrap(), ns).unwrap();
+            assert_eq!(folder.look("f").unwrap().unwrap().print.mtime_ns, ns);
+        }
+    }
+
+    #[test]
+    fn much_is_synced_at_once() {
+        let (dir, top) = folder();
+        let mut unsynced = Unsynced::default();
+        for i in 0..200 {
+            std::fs::write(dir.path().join(i.to_string()), b"x").unwrap();
+            unsynced.file(&LakePath::parse(&i.to_string()).unwrap());
+        }
+        unsynced.flush(&top).unwrap();
+        assert!(unsynced.is_empty());
+    }
+}

@@ -1,0 +1,209 @@
+//! Removing what no kept generation needs, last of all.
+//!
+//! Invariant: a section folder goes only when no kept generation, no live section and no unfinished
+//! version uses it, and only files that were published there are removed from it. A folder that
+//! holds anything else stays, and is reported.
+
+use std::collections::{BTreeSet, HashMap};
+
+use sluice_protocol::ids::BlobHash;
+use sluice_protocol::manifest::SectionKind;
+use sluice_protocol::path::LakePath;
+use sluice_protocol::stages::is_regenerated;
+
+use super::PublishError;
+use super::commit::{LiveFolders, record_places};
+use super::hands::{GENERATIONS_FOLDER, Hands, SECTIONS_FOLDER};
+use super::place::{Blobs, Inodes};
+use super::{generation, intent, old};
+use crate::blobs::{Fit, compare};
+use crate::catalog::{Located, Lookup};
+use crate::durable::{Folder, Kind};
+use crate::lake::Place;
+
+/// What cleaning up did.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Cleaned {
+    /// Generations removed.
+    pub generations: u64,
+    /// Section folders removed.
+    pub folders: u64,
+    /// Section folders that hold something that was not published, and stay: path below the lake.
+    pub kept: Vec<String>,
+}
+
+type Known = HashMap<String, (BlobHash, u64, Located)>;
+
+/// Keeps the newest `keep` generations (at least the live one) and what they need.
+pub(super) fn clean(hands: &Hands<'_>, keep: usize) -> Result<Cleaned, PublishError> {
+    let mut cleaned = Cleaned::default();
+    let reader = hands.catalog.read()?;
+    let Some(live) = reader.live(&hands.space)? else { return Ok(cleaned) };
+    let failed = |e| hands.failed(GENERATIONS_FOLDER, e);
+    let mut numbers: Vec<u64> =
+        hands.generations.names().map_err(failed)?.0.iter().filter_map(|n| n.parse().ok()).collect();
+    numbers.sort_unstable_by(|a, b| b.cmp(a));
+    let mut used: BTreeSet<String> = live.sections.iter().map(|s| s.folder.clone()).collect();
+    let older = numbers.iter().filter(|n| **n < live.generation).take(keep.max(1) - 1);
+    let kept: BTreeSet<u64> = older.copied().chain([live.generation]).collect();
+    for number in &numbers {
+        if kept.contains(number) {
+            used.extend(folders_of(hands, *number)?);
+        } else {
+            generation::remove(hands, &number.to_string())?;
+            cleaned.generations += 1;
+        }
+    }
+    if let Some(unfinished) = intent::load(&reader, &hands.space)? {
+        used.extend(unfinished.sections.into_iter().map(|s| s.folder));
+        used.extend(unfinished.spoiled.into_iter().map(|s| s.folder));
+    }
+    drop(reader);
+    let (names, _) = hands.sections.names().map_err(|e| hands.failed(SECTIONS_FOLDER, e))?;
+    let unused: Vec<String> = names.into_iter().filter(|n| !used.contains(n)).collect();
+    if !unused.is_empty() {
+        remove_folders(hands, &unused, &mut cleaned)?;
+    }
+    Ok(cleaned)
+}
+
+/// The section folders that a generation's links lead to.
+fn folders_of(hands: &Hands<'_>, number: u64) -> Result<BTreeSet<String>, PublishError> {
+    let name = number.to_string();
+    let failed = |e| hands.failed(GENERATIONS_FOLDER, e);
+    let mut folders = BTreeSet::new();
+    let mut note = |text: &str| {
+        let mut names = text.split('/').skip_while(|n| *n == "..");
+        if names.next() == Some(SECTIONS_FOLDER) {
+            folders.extend(names.next().map(str::to_string));
+        }
+    };
+    match hands.generations.look(&name).map_err(failed)?.map(|s| s.kind) {
+        Some(Kind::Link) => note(&hands.generations.read_link(&name).map_err(failed)?),
+        Some(Kind::Folder) => {
+            let folder = hands.generations.open(&name).map_err(failed)?;
+            old::walk(&folder, "", &mut |_, _, text| {
+                if let Some(text) = text {
+                    note(&text);
+                }
+            })
+            .map_err(failed)?;
+        }
+        _ => {}
+    }
+    Ok(folders)
+}
+
+fn remove_folders(hands: &Hands<'_>, unused: &[String], cleaned: &mut Cleaned) -> Result<(), PublishError> {
+    let reader = hands.catalog.read()?;
+    let live = LiveFolders::of(reader.live(&hands.space)?.as_ref());
+    let mut known: HashMap<String, Known> = unused.iter().map(|f| (f.clone(), Known::new())).collect();
+    reader.blobs(&hands.space, &mut |hash, record| {
+        for at in &record.places {
+            if let Some((folder, rest)) = in_section(&at.place)
+                && let Some(files) = known.get_mut(folder)
+            {
+                files.insert(rest.to_string(), (hash, record.size, at.clone()));
+            }
+        }
+    })?;
+    drop(reader);
+    for name in unused {
+        let files = known.remove(name).unwrap_or_default();
+        let shown = format!(".sluice/{SECTIONS_FOLDER}/{name}");
+        let failed = |e| hands.failed(&shown, e);
+        if hands.sections.look(name).map_err(failed)?.is_none_or(|s| s.kind != Kind::Folder) {
+            cleaned.kept.push(shown);
+            continue;
+        }
+        let folder = hands.sections.open(name).map_err(failed)?;
+        if !only_ours(hands, &folder, &files).map_err(failed)? {
+            cleaned.kept.push(shown);
+            continue;
+        }
+        remove_folder(hands, &live, name, &folder, files)?;
+        cleaned.folders += 1;
+    }
+    if cleaned.folders > 0 {
+        hands.sync(&hands.sections, ".sluice/sections")?;
+    }
+    Ok(())
+}
+
+/// The section folder and the rest of the path of a place below the sections.
+pub(super) fn in_section(place: &Place) -> Option<(&str, &str)> {
+    let Place::Own(path) = place else { return None };
+    path.as_str().strip_prefix(SECTIONS_FOLDER)?.strip_prefix('/')?.split_once('/')
+}
+
+/// Whether the folder holds nothing but published files as they were published, links and folders.
+fn only_ours(hands: &Hands<'_>, folder: &Folder, files: &Known) -> std::io::Result<bool> {
+    let mut ours = true;
+    old::walk(folder, "", &mut |path, seen, _| {
+        let known = match seen.kind {
+            Kind::Folder | Kind::Link => true,
+            Kind::Other => false,
+            Kind::File => files.get(&path).is_some_and(|(hash, size, at)| {
+                compare(&at.print, &seen.print) == Fit::Same
+                    || crate::blobs::prove_place(hands.lake, &at.place, *size, hash).is_some()
+            }),
+        };
+        ours &= known || is_hint(&path);
+    })?;
+    Ok(ours)
+}
+
+/// Lance's hint of the newest version is made again by whoever needs it.
+fn is_hint(path: &str) -> bool {
+    LakePath::parse(path).is_ok_and(|p| is_regenerated(SectionKind::Lance, &p))
+}
+
+/// Removes one folder, then lets the catalog forget its places and learn the new fingerprints of what
+/// still has other names (removing a name moves the change time).
+///
+/// Stopped half-way, the catalog names places that are gone; whoever opens a blob passes over them.
+fn remove_folder(
+    hands: &Hands<'_>,
+    live: &LiveFolders,
+    name: &str,
+    folder: &Folder,
+    files: Known,
+) -> Result<(), PublishError> {
+    let (mut blobs, mut touched) = (Blobs::new(), Inodes::new());
+    let reader = hands.catalog.read()?;
+    for (hash, size, _) in files.into_values() {
+        if blobs.contains_key(&hash) {
+            continue;
+        }
+        let mut places = reader.blob(&hands.space, &hash)?.map_or(vec![], |b| b.places);
+        places.retain(|at| in_section(&at.place).is_none_or(|(f, _)| f != name));
+        for at in &places {
+            // Only what still fits now may be refreshed: an edit must not pass for our doing.
+            if crate::blobs::fit_of(hands.lake, at) == Fit::Same {
+                touched.insert((at.print.dev, at.print.inode));
+            }
+        }
+        blobs.insert(hash, (size, places));
+    }
+    drop(reader);
+    let shown = format!(".sluice/{SECTIONS_FOLDER}/{name}");
+    empty(hands, folder, &shown)?;
+    hands.remove_folder(&hands.sections, name, &shown)?;
+    hands.commit("forget", |b| record_places(b, hands, live, &blobs, &touched))
+}
+
+fn empty(hands: &Hands<'_>, folder: &Folder, shown: &str) -> Result<(), PublishError> {
+    let failed = |e| hands.failed(shown, e);
+    for name in folder.names().map_err(failed)?.0 {
+        let path = format!("{shown}/{name}");
+        match folder.look(&name).map_err(failed)?.map(|s| s.kind) {
+            Some(Kind::Folder) => {
+                empty(hands, &folder.open(&name).map_err(failed)?, &path)?;
+                hands.remove_folder(folder, &name, &path)?;
+            }
+            Some(_) => hands.remove(folder, &name, &path)?,
+            None => {}
+        }
+    }
+    Ok(())
+}

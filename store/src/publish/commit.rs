@@ -1,0 +1,108 @@
+//! What the catalog learns from publishing.
+//!
+//! Invariant: a fingerprint is refreshed only for a file that fitted before and whose change time we
+//! moved ourselves, so an edit never passes for our own doing.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use sluice_protocol::ids::{BlobHash, SpaceId};
+use sluice_protocol::path::LakePath;
+
+use super::cleanup::in_section;
+use super::hands::Hands;
+use super::old;
+use super::place::{Blobs, Inodes};
+use crate::blobs::{Fit, compare};
+use crate::catalog::{Batch, BlobRecord, CatalogError, FileRecord, LiveRecord, Located, Lookup};
+use crate::lake::{Lake, Place};
+
+/// Which section folders are live, and where their sections lie in the lake.
+#[derive(Debug, Default)]
+pub(super) struct LiveFolders(BTreeMap<String, Option<LakePath>>);
+
+impl LiveFolders {
+    pub fn of(live: Option<&LiveRecord>) -> Self {
+        let sections = live.into_iter().flat_map(|l| &l.sections);
+        Self(sections.map(|s| (s.folder.clone(), s.path.clone())).collect())
+    }
+
+    /// The lake path of a place in a live section folder.
+    pub fn lake_path(&self, place: &Place) -> Option<LakePath> {
+        let (folder, rest) = in_section(place)?;
+        let section = self.0.get(folder)?;
+        old::lake_path(section.as_ref(), &LakePath::parse(rest).ok()?).ok()
+    }
+}
+
+/// Records where blobs lie now, and the files of live sections among those places.
+pub(super) fn record_places(
+    batch: &mut Batch,
+    hands: &Hands<'_>,
+    live: &LiveFolders,
+    blobs: &Blobs,
+    touched: &Inodes,
+) -> Result<(), CatalogError> {
+    for (hash, (size, places)) in blobs {
+        let known = batch.blob(&hands.space, hash)?;
+        let now: Vec<Located> = places.iter().filter_map(|at| refreshed(hands.lake, at, touched)).collect();
+        for at in &now {
+            if let Some(path) = live.lake_path(&at.place) {
+                let record = FileRecord { print: at.print.clone(), hash: *hash, unknown: Default::default() };
+                batch.put_file(&hands.space, &path, &record)?;
+            }
+        }
+        if now.is_empty() {
+            batch.remove_blob(&hands.space, hash)?;
+            continue;
+        }
+        let list = known.as_ref().and_then(|k| k.list);
+        let size = known.map_or(*size, |k| k.size);
+        let record = BlobRecord { size, places: now, list, unknown: Default::default() };
+        batch.put_blob(&hands.space, hash, &record)?;
+    }
+    Ok(())
+}
+
+/// The place with today's fingerprint; `None` when it holds something else.
+fn refreshed(lake: &Lake, at: &Located, touched: &Inodes) -> Option<Located> {
+    let file = lake.open_place(&at.place).ok()?;
+    let print = Lake::print_of(&file).ok()?;
+    match compare(&at.print, &print) {
+        Fit::Same => Some(at.clone()),
+        Fit::Touched if touched.contains(&(print.dev, print.inode)) => {
+            Some(Located { place: at.place.clone(), print, unknown: Default::default() })
+        }
+        // It stays doubtful, and whoever needs it hashes it again.
+        Fit::Touched => Some(at.clone()),
+        Fit::Other => None,
+    }
+}
+
+fn annex_key(space: &SpaceId) -> String {
+    format!("live annex/{space}")
+}
+
+/// The annex of the live version.
+pub(crate) fn live_annex(reader: &impl Lookup, space: &SpaceId) -> Result<Option<BlobHash>, CatalogError> {
+    let raw = reader.setting(&annex_key(space))?;
+    Ok(raw.and_then(|raw| raw.try_into().ok()).map(BlobHash))
+}
+
+/// Everything that makes a version the live one, in one change.
+pub(super) fn make_live(
+    batch: &mut Batch,
+    hands: &Hands<'_>,
+    record: &LiveRecord,
+    annex: BlobHash,
+    retired: &BTreeSet<LakePath>,
+    blobs: &Blobs,
+    touched: &Inodes,
+) -> Result<(), CatalogError> {
+    for path in retired {
+        batch.remove_file(&hands.space, path)?;
+    }
+    record_places(batch, hands, &LiveFolders::of(Some(record)), blobs, touched)?;
+    batch.set_live(&hands.space, record)?;
+    batch.put_setting(&annex_key(&hands.space), &annex.0)?;
+    super::intent::clear(batch, &hands.space)
+}

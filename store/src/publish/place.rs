@@ -1,0 +1,326 @@
+//! How one file gets its place in a section folder.
+//!
+//! Cheapest first: rename it out of staging, give a published file with the same mode and time a
+//! second name, copy (by reflink where the file system can). Mode and time are set before the name
+//! appears.
+//!
+//! Invariant: no name is taken that is in use, except a pointer that its format replaces; what is
+//! linked or renamed fitted its fingerprint right before, what is copied is hashed on the way.
+
+use std::collections::{HashMap, HashSet};
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::{FileExt, MetadataExt};
+
+use sluice_protocol::ids::BlobHash;
+use sluice_protocol::manifest::Entry;
+use sluice_protocol::path::LakePath;
+
+use super::PublishError;
+use super::hands::Hands;
+use super::old::section_place;
+use crate::blobs::{Fit, compare, prove_place};
+use crate::catalog::{Located, Lookup, Reader};
+use crate::durable::{Folder, Unsynced};
+use crate::lake::{Fingerprint, Lake, Place};
+use crate::staging::{part_name, part_place};
+
+/// Permission bits of a published file whose entry says nothing.
+const PLAIN_MODE: u32 = 0o444;
+/// Places of a blob that are tried for a hard link, newest first.
+const LINKS_TRIED_MAX: usize = 8;
+/// Buffer of a copy, in bytes.
+const COPY_BYTES: usize = 4 * 1024 * 1024;
+
+/// The permission bits of an entry's published file: nobody writes, its owner reads.
+pub(crate) fn published_mode(entry: &Entry) -> u32 {
+    entry.mode.map_or(PLAIN_MODE, |mode| (mode & 0o777 & !0o222) | 0o400)
+}
+
+/// Whether a name may be in use.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Over {
+    Nothing,
+    /// A pointer of the format, which is replaced in one step.
+    Pointer,
+}
+
+/// Blobs with their sizes and places.
+pub(super) type Blobs = HashMap<BlobHash, (u64, Vec<Located>)>;
+/// Files by device and inode.
+pub(super) type Inodes = HashSet<(u64, u64)>;
+
+/// Places files and remembers where blobs lie meanwhile.
+pub(super) struct Placer<'h, 'a> {
+    pub hands: &'h Hands<'a>,
+    reader: Reader,
+    /// Every blob that was looked at.
+    known: HashMap<BlobHash, Known>,
+    /// Inodes whose change time moved because of us.
+    touched: Inodes,
+    pub unsynced: Unsynced,
+    /// The folder of the last file.
+    near: Option<(LakePath, Folder)>,
+}
+
+/// Where a blob lies.
+#[derive(Debug, Default)]
+struct Known {
+    /// Length in bytes.
+    size: u64,
+    staged: Option<Located>,
+    /// Everywhere else; the newest last. One that comes twice counts as it came last.
+    places: Vec<Located>,
+}
+
+/// Where a file goes.
+struct Spot<'f> {
+    folder: &'f Folder,
+    name: &'f str,
+    place: Place,
+    /// Below `.sluice/sections`.
+    path: LakePath,
+    shown: String,
+    over: Over,
+}
+
+impl<'h, 'a> Placer<'h, 'a> {
+    pub fn new(hands: &'h Hands<'a>, reader: Reader) -> Self {
+        let (known, touched) = (HashMap::new(), HashSet::new());
+        Self { hands, reader, known, touched, unsynced: Unsynced::default(), near: None }
+    }
+
+    fn known(&mut self, hash: &BlobHash) -> Result<&mut Known, PublishError> {
+        if !self.known.contains_key(hash) {
+            let record = self.reader.blob(&self.hands.space, hash)?;
+            let mut known = Known::default();
+            if let Some(record) = record {
+                known.size = record.size;
+                let staging = part_place(hash);
+                let (staged, places) = record.places.into_iter().partition(|at| at.place == staging);
+                known.staged = <Vec<Located>>::into_iter(staged).next();
+                known.places = places;
+            }
+            self.known.insert(*hash, known);
+        }
+        Ok(self.known.get_mut(hash).expect("just inserted"))
+    }
+
+    /// Forgets a place whose file was replaced.
+    pub fn forget(&mut self, hash: &BlobHash, place: &Place) -> Result<(), PublishError> {
+        self.known(hash)?.places.retain(|at| at.place != *place);
+        Ok(())
+    }
+
+    /// Where every blob that was looked at lies now, and which inodes moved their change time.
+    pub fn finish(self) -> (Blobs, Inodes) {
+        let blobs = self.known.into_iter().map(|(hash, known)| {
+            let newest_first = known.places.into_iter().rev();
+            let mut seen = HashSet::new();
+            let mut places: Vec<Located> = newest_first.filter(|at| seen.insert(at.place.clone())).collect();
+            places.reverse();
+            places.extend(known.staged);
+            (hash, (known.size, places))
+        });
+        (blobs.collect(), self.touched)
+    }
+
+    /// Whether the blob lies, proven, at this very place.
+    pub fn is_at(&mut self, hash: &BlobHash, place: &Place) -> Result<bool, PublishError> {
+        let lake = self.hands.lake;
+        let at = self.known(hash)?.places.iter().rev().find(|at| at.place == *place);
+        Ok(at.is_some_and(|at| crate::blobs::fit_of(lake, at) == Fit::Same))
+    }
+
+    /// Takes note of a file that an earlier run placed and that was hashed again.
+    pub fn found(&mut self, hash: &BlobHash, size: u64, place: Place) -> Result<(), PublishError> {
+        let print = prove_place(self.hands.lake, &place, size, hash)
+            .ok_or_else(|| PublishError::BlobGone { path: place.to_string(), hash: *hash })?;
+        self.known(hash)?.places.push(Located { place, print, unknown: Default::default() });
+        Ok(())
+    }
+
+    /// Puts the file `entry` into section folder `section`.
+    pub fn place(&mut self, section: &str, entry: &Entry, over: Over) -> Result<(), PublishError> {
+        let text = format!("{section}/{}", entry.path);
+        let path = LakePath::parse(&text).map_err(|source| PublishError::Path { path: text, source })?;
+        let parent = path.parent().expect("a section folder is above");
+        let folder = match self.near.take() {
+            Some((near, folder)) if near == parent => folder,
+            _ => {
+                self.unsynced.name_in(Some(parent.clone()));
+                for above in ancestors(&parent) {
+                    self.unsynced.name_in(above);
+                }
+                self.hands.section_folder(&parent)?
+            }
+        };
+        let spot = Spot {
+            folder: &folder,
+            name: entry.path.file_name(),
+            place: section_place(section, &entry.path)?,
+            shown: format!(".sluice/sections/{path}"),
+            path,
+            over,
+        };
+        let print = self.fill(&spot, entry)?;
+        let hash = entry.hash.unwrap_or(BlobHash([0; 32]));
+        let at = Located { place: spot.place, print, unknown: Default::default() };
+        self.known(&hash)?.places.push(at);
+        self.near = Some((parent, folder));
+        Ok(())
+    }
+
+    fn fill(&mut self, spot: &Spot<'_>, entry: &Entry) -> Result<Fingerprint, PublishError> {
+        let hash = entry.hash.unwrap_or(BlobHash([0; 32]));
+        if let Some(print) = self.from_staging(spot, entry, &hash)? {
+            return Ok(print);
+        }
+        let known = &self.known(&hash)?.places;
+        let newest: Vec<Located> = known.iter().rev().take(LINKS_TRIED_MAX).cloned().collect();
+        if spot.over == Over::Nothing
+            && let Some(print) = self.by_link(spot, entry, &hash, &newest)?
+        {
+            return Ok(print);
+        }
+        let all = self.known(&hash)?.places.clone();
+        self.by_copy(spot, entry, &hash, &all)
+    }
+
+    /// Opens a place that still holds the blob; `None` when it does not.
+    fn open_proven(&self, at: &Located, hash: &BlobHash, size: u64) -> Option<(File, Fingerprint)> {
+        let file = self.hands.lake.open_place(&at.place).ok()?;
+        let print = Lake::print_of(&file).ok()?;
+        let fits = compare(&at.print, &print) == Fit::Same
+            || self.touched.contains(&(print.dev, print.inode)) && compare(&at.print, &print) == Fit::Touched
+            || prove_place(self.hands.lake, &at.place, size, hash).is_some();
+        fits.then_some((file, print))
+    }
+
+    fn from_staging(
+        &mut self,
+        spot: &Spot<'_>,
+        entry: &Entry,
+        hash: &BlobHash,
+    ) -> Result<Option<Fingerprint>, PublishError> {
+        let staged = self.known(hash)?.staged.clone();
+        let Some((file, _)) = staged.and_then(|at| self.open_proven(&at, hash, entry.size)) else {
+            return Ok(None);
+        };
+        let hands = self.hands;
+        hands.dress(&file, published_mode(entry), entry.mtime_ns, &spot.shown)?;
+        self.put(&hands.staging, &part_name(hash), spot)?;
+        self.known(hash)?.staged = None;
+        let print = Lake::print_of(&file).map_err(|e| hands.failed(&spot.shown, e))?;
+        self.touched.insert((print.dev, print.inode));
+        self.unsynced.file(&spot.path);
+        Ok(Some(print))
+    }
+
+    fn put(&self, from: &Folder, name: &str, spot: &Spot<'_>) -> Result<(), PublishError> {
+        match spot.over {
+            Over::Nothing => self.hands.rename((from, name), (spot.folder, spot.name), &spot.shown),
+            Over::Pointer => self.hands.replace((from, name), (spot.folder, spot.name), &spot.shown),
+        }
+    }
+
+    fn by_link(
+        &mut self,
+        spot: &Spot<'_>,
+        entry: &Entry,
+        hash: &BlobHash,
+        newest: &[Located],
+    ) -> Result<Option<Fingerprint>, PublishError> {
+        let hands = self.hands;
+        for at in newest {
+            let Place::Own(path) = &at.place else { continue };
+            if path.names().next() != Some(super::SECTIONS_FOLDER) {
+                continue;
+            }
+            let Some((file, before)) = self.open_proven(at, hash, entry.size) else { continue };
+            let mode = file.metadata().map_err(|e| hands.failed(&spot.shown, e))?.mode() & 0o7777;
+            let time_fits = entry.mtime_ns.is_none_or(|ns| ns == before.mtime_ns);
+            if mode != published_mode(entry) || !time_fits {
+                continue;
+            }
+            let failed = |e| hands.failed(&spot.shown, e);
+            let from = hands.own.descend(path.parent().as_ref()).map_err(failed)?;
+            match hands.hard_link((&from, path.file_name()), (spot.folder, spot.name), &spot.shown)? {
+                Ok(()) => {}
+                Err(e) if e.kind() == io::ErrorKind::AlreadyExists => return Err(failed(e)),
+                // Too many links, or none at all here: copy.
+                Err(_) => continue,
+            }
+            let now = spot.folder.look(spot.name).map_err(failed)?;
+            let same = now.filter(|seen| compare(&before, &seen.print) != Fit::Other);
+            let Some(seen) = same else {
+                // Someone changed or replaced the file between the look and the link.
+                hands.remove(spot.folder, spot.name, &spot.shown)?;
+                continue;
+            };
+            self.touched.insert((seen.print.dev, seen.print.inode));
+            self.unsynced.name_in(spot.path.parent());
+            return Ok(Some(seen.print));
+        }
+        Ok(None)
+    }
+
+    fn by_copy(
+        &mut self,
+        spot: &Spot<'_>,
+        entry: &Entry,
+        hash: &BlobHash,
+        known: &[Located],
+    ) -> Result<Fingerprint, PublishError> {
+        let hands = self.hands;
+        let failed = |e| hands.failed(&spot.shown, e);
+        let name = format!("{hash}.copy");
+        for at in known {
+            let Some((source, _)) = self.open_proven(at, hash, entry.size) else { continue };
+            let copy = hands.copy_target(&name)?;
+            if !copy_bytes(&source, &copy, entry.size, hash).map_err(failed)? {
+                continue;
+            }
+            hands.dress(&copy, published_mode(entry), entry.mtime_ns, &spot.shown)?;
+            self.put(&hands.staging, &name, spot)?;
+            let print = Lake::print_of(&copy).map_err(failed)?;
+            self.touched.insert((print.dev, print.inode));
+            self.unsynced.file(&spot.path);
+            return Ok(print);
+        }
+        Err(PublishError::BlobGone { path: spot.shown.clone(), hash: *hash })
+    }
+}
+
+/// Copies a blob; `false` when the bytes were not the blob.
+fn copy_bytes(from: &File, to: &File, size: u64, hash: &BlobHash) -> io::Result<bool> {
+    if rustix::fs::ioctl_ficlone(to, from).is_ok() {
+        return Ok(crate::blobs::hash_file(to, size)? == *hash);
+    }
+    let mut hasher = blake3::Hasher::new();
+    let mut buffer = vec![0; COPY_BYTES.min(size.max(1) as usize)];
+    let mut at = 0;
+    while at < size {
+        let n = (size - at).min(buffer.len() as u64) as usize;
+        match from.read_exact_at(&mut buffer[..n], at) {
+            Err(e) if e.kind() == io::ErrorKind::UnexpectedEof => return Ok(false),
+            other => other?,
+        }
+        hasher.update_rayon(&buffer[..n]);
+        to.write_all_at(&buffer[..n], at)?;
+        at += n as u64;
+    }
+    Ok(hasher.finalize().as_bytes() == &hash.0)
+}
+
+/// The folders above a path, the top last.
+pub(super) fn ancestors(path: &LakePath) -> Vec<Option<LakePath>> {
+    let mut all = Vec::new();
+    let mut at = path.parent();
+    while let Some(folder) = at {
+        at = folder.parent();
+        all.push(Some(folder));
+    }
+    all.push(None);
+    all
+}

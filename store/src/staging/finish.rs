@@ -1,0 +1,251 @@
+//! The end of staging: what proves that a blob is whole, and how that is recorded.
+//!
+//! Invariant: the part, its name and its tree are durable before the one commit that calls the blob
+//! complete. Bytes that came as verified leaves are proven by a whole received tree; as soon as a
+//! local copy took part, everything is hashed again.
+
+use std::fs::{self, File};
+use std::io::{self, Write};
+use std::path::Path;
+
+use rayon::prelude::*;
+use sluice_protocol::ids::BlobHash;
+use sluice_protocol::limits::GROUP_BYTES;
+
+use super::{Staged, Staging, StagingError, lock, part_name, part_place, tree_name};
+use crate::blobs::{GROUPS, digest};
+use crate::catalog::Located;
+use crate::durable::set_mode;
+use crate::lake::{Fingerprint, Lake};
+
+/// Trees up to this length are handed to the catalog whole, in bytes; longer ones are streamed.
+const TREE_IN_MEMORY_BYTES_MAX: u64 = 1024 * 1024;
+/// Buffer for streaming a tree, in bytes.
+const COPY_BYTES: usize = 1024 * 1024;
+/// Permission bits of a complete part.
+const DONE_MODE: u32 = 0o600;
+
+/// The tree of a proven blob.
+enum Tree {
+    /// No tree: the blob is one group.
+    None,
+    Bytes(Vec<u8>),
+    /// It lies durable at the catalog's path for it.
+    InFile,
+}
+
+/// A blob that is proven and durable, and not recorded yet.
+struct Proven {
+    hash: BlobHash,
+    size: u64,
+    print: Fingerprint,
+    tree: Tree,
+}
+
+impl Staged {
+    /// Proves the blob and records it as complete; see [`Staging::finish_all`].
+    pub fn finish(&self) -> Result<(), StagingError> {
+        let failed = Staging(self.0.shared.clone()).finish_all(std::slice::from_ref(self))?;
+        failed.into_iter().next().map_or(Ok(()), |(_, e)| Err(e))
+    }
+
+    fn prove(&self) -> Result<Proven, StagingError> {
+        let inner = &self.0;
+        let missing: u64 = self.missing(0..u64::MAX).iter().map(|r| r.end - r.start).sum();
+        if missing > 0 {
+            return Err(StagingError::Incomplete { hash: inner.hash, missing });
+        }
+        let copied = lock(&inner.state).groups.any_copied();
+        let failed = |e| inner.shared.failed(&part_name(&inner.hash), e);
+        let received = !copied && inner.size > GROUP_BYTES && inner.sidecar.is_whole(&inner.hash).map_err(failed)?;
+        let tree = if received {
+            self.keep_received_tree()?
+        } else {
+            let (root, outboard) = digest(&inner.part, inner.size).map_err(failed)?;
+            if root != inner.hash {
+                return Err(self.reject(copied)?);
+            }
+            self.keep_tree(outboard)?
+        };
+        set_mode(&inner.part, DONE_MODE).map_err(failed)?;
+        inner.part.sync_all().map_err(|e| self.full_or(e))?;
+        let print = Lake::print_of(&inner.part).map_err(failed)?;
+        Ok(Proven { hash: inner.hash, size: inner.size, print, tree })
+    }
+
+    /// The bytes are not the blob: forget those that nothing but a chunk list vouched for, or all.
+    fn reject(&self, copied: bool) -> Result<StagingError, StagingError> {
+        let hash = self.0.hash;
+        let error = {
+            let mut state = lock(&self.0.state);
+            let dropped = if copied { state.groups.drop_copied() } else { 0 };
+            if dropped > 0 {
+                StagingError::WrongCopies { hash, dropped }
+            } else {
+                state.groups.clear();
+                StagingError::Damaged { hash }
+            }
+        };
+        self.checkpoint()?;
+        Ok(error)
+    }
+
+    fn keep_tree(&self, outboard: Vec<u8>) -> Result<Tree, StagingError> {
+        if outboard.is_empty() {
+            Ok(Tree::None)
+        } else if outboard.len() as u64 <= TREE_IN_MEMORY_BYTES_MAX {
+            Ok(Tree::Bytes(outboard))
+        } else {
+            self.write_tree(&mut |file| file.write_all(&outboard))?;
+            Ok(Tree::InFile)
+        }
+    }
+
+    fn keep_received_tree(&self) -> Result<Tree, StagingError> {
+        let sidecar = &self.0.sidecar;
+        let len = sidecar.tree_bytes();
+        let failed = |e| self.0.shared.failed(&tree_name(&self.0.hash), e);
+        if len <= TREE_IN_MEMORY_BYTES_MAX {
+            let mut bytes = vec![0; len as usize];
+            sidecar.read_tree(0, &mut bytes).map_err(failed)?;
+            return Ok(Tree::Bytes(bytes));
+        }
+        self.write_tree(&mut |file| {
+            let mut buffer = vec![0; COPY_BYTES];
+            let mut at = 0;
+            while at < len {
+                let n = (len - at).min(COPY_BYTES as u64) as usize;
+                sidecar.read_tree(at, &mut buffer[..n])?;
+                file.write_all(&buffer[..n])?;
+                at += n as u64;
+            }
+            Ok(())
+        })?;
+        Ok(Tree::InFile)
+    }
+
+    /// Writes a long tree to its place in the home, whole and durable before anyone names it.
+    fn write_tree(&self, fill: &mut dyn FnMut(&mut File) -> io::Result<()>) -> Result<(), StagingError> {
+        let path = self.0.shared.catalog.outboard_path(&self.0.hash);
+        let mut write = |folder: &Path| -> io::Result<()> {
+            fs::create_dir_all(folder)?;
+            let partial = path.with_extension("part");
+            let mut file = File::create(&partial)?;
+            fill(&mut file)?;
+            file.sync_all()?;
+            fs::rename(&partial, &path)?;
+            File::open(folder)?.sync_all()?;
+            folder.parent().map_or(Ok(()), |above| File::open(above)?.sync_all())
+        };
+        let folder = path.parent().unwrap_or(Path::new("."));
+        write(folder).map_err(|source| StagingError::Io { path: path.clone(), source })
+    }
+}
+
+impl Staging {
+    /// Proves blobs that are whole and records all that pass in one commit.
+    ///
+    /// Returns those that did not pass, each with its reason. After [`StagingError::WrongCopies`]
+    /// the groups that local copies touched are missing again.
+    pub fn finish_all(&self, blobs: &[Staged]) -> Result<Vec<(BlobHash, StagingError)>, StagingError> {
+        let mut failed = Vec::new();
+        let mut proven = Vec::new();
+        let open: Vec<&Staged> = blobs.iter().filter(|s| !lock(&s.0.state).finished).collect();
+        let results: Vec<_> = open.par_iter().map(|s| (s.0.hash, s.prove())).collect();
+        for (hash, result) in results {
+            match result {
+                Ok(p) => proven.push(p),
+                Err(e) => failed.push((hash, e)),
+            }
+        }
+        self.record(proven)?;
+        for staged in open {
+            if failed.iter().all(|(hash, _)| *hash != staged.0.hash) {
+                lock(&staged.0.state).finished = true;
+            }
+        }
+        Ok(failed)
+    }
+
+    /// Takes in small blobs that are in memory, whole: one barrier and one commit for all of them.
+    ///
+    /// Returns the hashes whose bytes are not what they should be; those are not taken in.
+    pub fn put_whole(&self, blobs: &[(BlobHash, &[u8])]) -> Result<Vec<BlobHash>, StagingError> {
+        let shared = &self.0;
+        let checked: Vec<_> = blobs
+            .par_iter()
+            .map(|(hash, bytes)| {
+                let (root, tree) = digest_bytes(bytes);
+                (*hash, *bytes, (root == *hash).then_some(tree))
+            })
+            .collect();
+        let mut wrong = Vec::new();
+        let mut written = Vec::new();
+        for (hash, bytes, tree) in checked {
+            let Some(tree) = tree else {
+                wrong.push(hash);
+                continue;
+            };
+            let name = part_name(&hash);
+            let full_or = |e| shared.full_or(&hash, bytes.len() as u64, e);
+            // Never into an existing file: it may have a second, published name.
+            shared.folder.remove(&name).map_err(full_or)?;
+            let mut file = shared.folder.file_rw(&name, true).map_err(full_or)?;
+            file.write_all(bytes).map_err(full_or)?;
+            written.push((hash, bytes.len() as u64, file, tree));
+        }
+        let synced = match written.as_slice() {
+            [] => return Ok(wrong),
+            [one] => one.2.sync_all(),
+            _ => shared.folder.sync_all(),
+        };
+        synced.map_err(|e| shared.full_or(&written[0].0, written[0].1, e))?;
+        let mut proven = Vec::with_capacity(written.len());
+        for (hash, size, file, tree) in written {
+            let print = Lake::print_of(&file).map_err(|e| shared.failed(&part_name(&hash), e))?;
+            let tree = if tree.is_empty() { Tree::None } else { Tree::Bytes(tree) };
+            proven.push(Proven { hash, size, print, tree });
+        }
+        self.record(proven)?;
+        Ok(wrong)
+    }
+
+    /// The one commit that says "complete".
+    fn record(&self, proven: Vec<Proven>) -> Result<(), StagingError> {
+        if proven.is_empty() {
+            return Ok(());
+        }
+        let shared = &self.0;
+        shared.folder.sync().map_err(|e| shared.failed("", e))?;
+        shared.catalog.write(|b| {
+            for p in &proven {
+                match &p.tree {
+                    Tree::None => {}
+                    Tree::Bytes(bytes) => b.put_outboard(&p.hash, bytes)?,
+                    Tree::InFile => b.outboard_in_file(&p.hash)?,
+                }
+                let at = Located {
+                    place: part_place(&p.hash),
+                    print: p.print.clone(),
+                    unknown: Default::default(),
+                };
+                b.add_place(&shared.space, &p.hash, p.size, at)?;
+                b.remove_staging(&shared.space, &p.hash)?;
+            }
+            Ok::<_, StagingError>(())
+        })?;
+        for p in &proven {
+            // Only now: until the commit it was what a resume would need.
+            shared.folder.remove(&tree_name(&p.hash)).map_err(|e| shared.failed(&tree_name(&p.hash), e))?;
+        }
+        Ok(())
+    }
+}
+
+fn digest_bytes(bytes: &[u8]) -> (BlobHash, Vec<u8>) {
+    if bytes.len() as u64 <= GROUP_BYTES {
+        return (BlobHash::of(bytes), Vec::new());
+    }
+    let made = bao_tree::io::outboard::PreOrderMemOutboard::create(bytes, GROUPS);
+    (BlobHash(*made.root.as_bytes()), made.data)
+}

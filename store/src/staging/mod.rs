@@ -1,0 +1,454 @@
+//! Blobs on their way in: preallocated files that many threads fill at once.
+//!
+//! A blob of 16 KiB groups is written to `.sluice/staging/<hash>.part`; beside it `<hash>.tree`
+//! keeps the tree nodes that arrived with its bytes. What is durable stands in the catalog.
+//!
+//! Invariant: a group is recorded as here only after its bytes are on the disk, and a blob is
+//! recorded as complete only when every byte either arrived as a leaf verified against the blob's
+//! hash or was hashed again from this disk. After a crash the recorded groups are believed; what was
+//! written since is believed only where the received tree proves it.
+
+mod finish;
+mod groups;
+mod sidecar;
+mod small;
+
+use std::collections::HashMap;
+use std::fs::File;
+use std::io;
+use std::ops::Range;
+use std::os::unix::fs::{FileExt, MetadataExt};
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+
+use sluice_protocol::codec::Bytes;
+use sluice_protocol::ids::{BlobHash, ChunkHash, SpaceId};
+use sluice_protocol::limits;
+use sluice_protocol::path::LakePath;
+
+use crate::blobs::{Fit, fit_of};
+use crate::catalog::{Catalog, CatalogError, Lookup, StagingRecord};
+use crate::durable::{Folder, is_full};
+use crate::lake::{Lake, LakeError, Place};
+use groups::Groups;
+use sidecar::Sidecar;
+
+/// Name of the staging folder below `.sluice`.
+pub const STAGING_FOLDER: &str = "staging";
+/// Bytes after which transfer should call [`Staged::checkpoint`].
+pub const CHECKPOINT_BYTES: u64 = 256 * 1024 * 1024;
+/// Milliseconds after which transfer should call [`Staged::checkpoint`].
+pub const CHECKPOINT_MS: u64 = 5_000;
+
+/// Why a blob cannot be staged.
+#[derive(Debug, thiserror::Error)]
+pub enum StagingError {
+    #[error("the disk of `{folder}` is full: {needed} bytes for blob {hash} do not fit")]
+    DiskFull { folder: PathBuf, hash: BlobHash, needed: u64 },
+    #[error("blob {hash} is said to have {claimed} bytes; it is staged with {size}")]
+    OtherSize { hash: BlobHash, size: u64, claimed: u64 },
+    #[error("bytes {start}..{end} lie outside blob {hash}")]
+    OutOfRange { hash: BlobHash, start: u64, end: u64 },
+    #[error("{missing} bytes of blob {hash} are still missing")]
+    Incomplete { hash: BlobHash, missing: u64 },
+    #[error("local copies for blob {hash} were not what its chunk list says; {dropped} bytes must be fetched")]
+    WrongCopies { hash: BlobHash, dropped: u64 },
+    #[error("the bytes of blob {hash} do not hash to its name; all of it must be fetched again")]
+    Damaged { hash: BlobHash },
+    #[error("`{path}`: {source}")]
+    Io { path: PathBuf, source: io::Error },
+    #[error(transparent)]
+    Lake(#[from] LakeError),
+    #[error(transparent)]
+    Catalog(#[from] CatalogError),
+}
+
+/// The staging folder of one lake, for one space.
+#[derive(Clone)]
+pub struct Staging(Arc<Shared>);
+
+struct Shared {
+    lake: Lake,
+    space: SpaceId,
+    catalog: Catalog,
+    folder: Folder,
+    boot: String,
+    open: Mutex<HashMap<BlobHash, Weak<Inner>>>,
+}
+
+/// One blob in the making. Clones are the same blob; every call may come from any thread.
+#[derive(Clone)]
+pub struct Staged(Arc<Inner>);
+
+struct Inner {
+    shared: Arc<Shared>,
+    hash: BlobHash,
+    size: u64,
+    part: File,
+    sidecar: Sidecar,
+    state: Mutex<State>,
+    /// One checkpoint at a time, so that the catalog never goes back.
+    saving: Mutex<()>,
+}
+
+struct State {
+    groups: Groups,
+    /// Bytes written since the last checkpoint.
+    unsaved: u64,
+    /// The folder knows the names durably.
+    named: bool,
+    /// The blob is whole and recorded.
+    finished: bool,
+}
+
+/// A lock whose holder panicked still holds valid data: every change under it is one step.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// The name of a blob's part below the staging folder.
+pub(crate) fn part_name(hash: &BlobHash) -> String {
+    format!("{hash}.part")
+}
+
+pub(crate) fn tree_name(hash: &BlobHash) -> String {
+    format!("{hash}.tree")
+}
+
+/// Where a staged blob lies.
+pub(crate) fn part_place(hash: &BlobHash) -> Place {
+    let text = format!("{STAGING_FOLDER}/{}", part_name(hash));
+    Place::Own(LakePath::parse(&text).expect("a hash makes a valid path"))
+}
+
+impl Staging {
+    /// Opens the staging folder of a lake, made on first use.
+    pub fn open(lake: &Lake, space: SpaceId, catalog: &Catalog) -> Result<Self, StagingError> {
+        let path = PathBuf::from("/proc/sys/kernel/random/boot_id");
+        let boot = std::fs::read_to_string(&path).map_err(|source| StagingError::Io { path, source })?;
+        Self::open_on_boot(lake, space, catalog, boot.trim())
+    }
+
+    /// As [`Staging::open`], on a boot with the given id.
+    pub fn open_on_boot(
+        lake: &Lake,
+        space: SpaceId,
+        catalog: &Catalog,
+        boot: &str,
+    ) -> Result<Self, StagingError> {
+        let failed = |source| StagingError::Io { path: lake.root().join(".sluice/staging"), source };
+        let own = Folder::of(lake.own()?).map_err(failed)?;
+        let (folder, made) = own.make(STAGING_FOLDER).map_err(failed)?;
+        if made {
+            // Parts of files are nobody's business.
+            folder.set_mode(0o700).map_err(failed)?;
+            own.sync().map_err(failed)?;
+        }
+        Ok(Self(Arc::new(Shared {
+            lake: lake.clone(),
+            space,
+            catalog: catalog.clone(),
+            folder,
+            boot: boot.to_string(),
+            open: Mutex::new(HashMap::new()),
+        })))
+    }
+
+    /// Opens a blob for filling, with what an earlier run left of it.
+    ///
+    /// `size` is in bytes. Reserves the whole size on the disk at once.
+    pub fn start(&self, hash: BlobHash, size: u64) -> Result<Staged, StagingError> {
+        let mut open = lock(&self.0.open);
+        if let Some(inner) = open.get(&hash).and_then(Weak::upgrade) {
+            // A finished one may have been published since: its file is not ours to write any more.
+            if !lock(&inner.state).finished {
+                if inner.size != size {
+                    return Err(StagingError::OtherSize { hash, size: inner.size, claimed: size });
+                }
+                return Ok(Staged(inner));
+            }
+        }
+        if size > limits::FILE_BYTES_MAX {
+            return Err(StagingError::OutOfRange { hash, start: 0, end: size });
+        }
+        let inner = Arc::new(self.0.resume(&self.0, hash, size)?);
+        open.retain(|_, weak| weak.strong_count() > 0);
+        open.insert(hash, Arc::downgrade(&inner));
+        Ok(Staged(inner))
+    }
+
+    /// Removes what is staged and not wanted any more; returns how many blobs went.
+    ///
+    /// Blobs that are being filled stay.
+    pub fn sweep(&self, wanted: &dyn Fn(&BlobHash) -> bool) -> Result<u64, StagingError> {
+        let shared = &self.0;
+        let open = lock(&shared.open);
+        let (names, _) = shared.folder.names().map_err(|e| shared.failed("", e))?;
+        let mut gone = Vec::new();
+        for name in names {
+            let hash = name.split('.').next().and_then(|stem| stem.parse::<BlobHash>().ok());
+            let Some(hash) = hash else { continue };
+            let busy = open.get(&hash).is_some_and(|w| w.strong_count() > 0);
+            if !busy && !wanted(&hash) {
+                gone.push((hash, name));
+            }
+        }
+        // The catalog forgets first: it must never name what is not there.
+        let mut blobs: Vec<BlobHash> = gone.iter().map(|(hash, _)| *hash).collect();
+        blobs.dedup();
+        if !blobs.is_empty() {
+            shared.catalog.write(|b| {
+                blobs.iter().try_for_each(|hash| {
+                    b.remove_staging(&shared.space, hash)?;
+                    b.remove_place(&shared.space, hash, &part_place(hash))
+                })
+            })?;
+        }
+        for (_, name) in &gone {
+            shared.folder.remove(name).map_err(|e| shared.failed(name, e))?;
+        }
+        Ok(blobs.len() as u64)
+    }
+}
+
+impl Shared {
+    fn failed(&self, name: &str, source: io::Error) -> StagingError {
+        StagingError::Io { path: self.lake.root().join(".sluice/staging").join(name), source }
+    }
+
+    fn full_or(&self, hash: &BlobHash, needed: u64, e: io::Error) -> StagingError {
+        if is_full(&e) {
+            StagingError::DiskFull { folder: self.lake.root().to_path_buf(), hash: *hash, needed }
+        } else {
+            self.failed(&part_name(hash), e)
+        }
+    }
+
+    fn resume(&self, shared: &Arc<Shared>, hash: BlobHash, size: u64) -> Result<Inner, StagingError> {
+        let reader = self.catalog.read()?;
+        let blob = reader.blob(&self.space, &hash)?;
+        let record = reader.staging(&self.space, &hash)?;
+        drop(reader);
+        let finished = blob
+            .as_ref()
+            .and_then(|b| b.places.iter().find(|p| p.place == part_place(&hash)))
+            .is_some_and(|at| fit_of(&self.lake, at) == Fit::Same);
+        let (part, kept) = self.open_part(&hash, size, record.is_some())?;
+        let sidecar = Sidecar::open(&self.folder, &hash, size, !kept)
+            .map_err(|e| self.full_or(&hash, size, e))?;
+        let mut groups = Groups::empty(size);
+        if kept && finished {
+            groups.wrote(0..size);
+        } else if kept {
+            let journaled = record.filter(|r| r.size == size);
+            if let Some(known) = journaled.and_then(|r| Groups::from_bitmap(size, &r.bitmap.0)) {
+                groups = known;
+            }
+            self.recheck(&hash, &part, &sidecar, &mut groups)?;
+        }
+        sidecar.write_boot(&self.boot).map_err(|e| self.full_or(&hash, size, e))?;
+        let state = State { groups, unsaved: 0, named: false, finished: kept && finished };
+        let (state, saving) = (Mutex::new(state), Mutex::new(()));
+        Ok(Inner { shared: shared.clone(), hash, size, part, sidecar, state, saving })
+    }
+
+    /// Opens the part file; says whether it is one that an earlier run left, whole in length.
+    fn open_part(&self, hash: &BlobHash, size: u64, recorded: bool) -> Result<(File, bool), StagingError> {
+        let name = part_name(hash);
+        let failed = |e| self.failed(&name, e);
+        match self.folder.file_rw(&name, false) {
+            Ok(file) => {
+                let meta = file.metadata().map_err(failed)?;
+                // A part with a second name is published under it and must not be written.
+                if meta.len() == size && meta.nlink() == 1 {
+                    return Ok((file, true));
+                }
+                self.folder.remove(&name).map_err(failed)?;
+            }
+            Err(e) if e.kind() == io::ErrorKind::NotFound => {}
+            Err(_) => self.folder.remove(&name).map_err(failed)?,
+        }
+        if recorded {
+            // Else a crash right after would leave a record that vouches for empty space.
+            self.catalog.write(|b| b.remove_staging(&self.space, hash))?;
+        }
+        let file = self.folder.file_rw(&name, true).map_err(failed)?;
+        if let Err(e) = reserve(&file, size) {
+            self.folder.remove(&name).map_err(failed)?;
+            return Err(self.full_or(hash, size, e));
+        }
+        Ok((file, false))
+    }
+
+    /// Believes what the received tree proves of the groups that are not recorded.
+    fn recheck(
+        &self,
+        hash: &BlobHash,
+        part: &File,
+        sidecar: &Sidecar,
+        groups: &mut Groups,
+    ) -> Result<(), StagingError> {
+        let failed = |e| self.failed(&tree_name(hash), e);
+        let left = sidecar.read_state().map_err(failed)?;
+        groups.set_copied_bitmap(&left.copied);
+        if left.boot == self.boot {
+            for range in sidecar.proven(hash, part, &groups.missing(0..u64::MAX)).map_err(failed)? {
+                groups.wrote(range);
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Reserves `size` bytes so that a full disk is known before anything is fetched.
+fn reserve(file: &File, size: u64) -> io::Result<()> {
+    if size == 0 {
+        return Ok(());
+    }
+    match rustix::fs::fallocate(file, rustix::fs::FallocateFlags::empty(), 0, size) {
+        Ok(()) => Ok(()),
+        Err(rustix::io::Errno::OPNOTSUPP | rustix::io::Errno::NOSYS) => file.set_len(size),
+        Err(e) => Err(e.into()),
+    }
+}
+
+impl Staged {
+    /// The blob.
+    pub fn hash(&self) -> BlobHash {
+        self.0.hash
+    }
+
+    /// Its length in bytes.
+    pub fn size(&self) -> u64 {
+        self.0.size
+    }
+
+    /// Bytes that are here, in whole groups.
+    pub fn have_bytes(&self) -> u64 {
+        lock(&self.0.state).groups.have_bytes()
+    }
+
+    /// Bytes written since the last checkpoint.
+    pub fn unsaved_bytes(&self) -> u64 {
+        lock(&self.0.state).unsaved
+    }
+
+    /// Whether every group is here; [`Staged::finish`] may still find local copies wrong.
+    pub fn is_complete(&self) -> bool {
+        lock(&self.0.state).groups.is_complete()
+    }
+
+    /// What of `within` is missing: ascending byte ranges, aligned to 16 KiB, cut at the blob's end.
+    pub fn missing(&self, within: Range<u64>) -> Vec<Range<u64>> {
+        lock(&self.0.state).groups.missing(within)
+    }
+
+    /// Writes bytes that were verified against the blob's hash, at `offset`.
+    pub fn write_leaf(&self, offset: u64, bytes: &[u8]) -> Result<(), StagingError> {
+        let range = self.check_range(offset, bytes.len() as u64)?;
+        self.write(offset, bytes)?;
+        self.wrote(range);
+        Ok(())
+    }
+
+    /// Keeps a node of the received tree: the two hashes below the node at place `index` of the
+    /// pre-order outboard (counted in nodes).
+    pub fn put_parent(&self, index: u64, pair: &[u8; 64]) -> Result<(), StagingError> {
+        if self.0.sidecar.put(index, pair).map_err(|e| self.full_or(e))? {
+            Ok(())
+        } else {
+            let start = index.saturating_mul(64);
+            Err(StagingError::OutOfRange { hash: self.0.hash, start, end: start.saturating_add(64) })
+        }
+    }
+
+    /// Copies a chunk out of a local file if it still hashes to `chunk`; `false` when it does not.
+    ///
+    /// `from` and `to` are offsets in bytes; `len` is at most the largest chunk. The blob's root
+    /// decides at the end whether the chunk list told the truth.
+    pub fn copy_from(
+        &self,
+        file: &File,
+        from: u64,
+        to: u64,
+        len: u32,
+        chunk: &ChunkHash,
+    ) -> Result<bool, StagingError> {
+        let range = self.check_range(to, u64::from(len))?;
+        if len > limits::CHUNK_BYTES_MAX {
+            return Err(StagingError::OutOfRange { hash: self.0.hash, start: range.start, end: range.end });
+        }
+        let mut bytes = vec![0; len as usize];
+        match file.read_exact_at(&mut bytes, from) {
+            Ok(()) => {}
+            Err(e) if e.kind() == io::ErrorKind::UnexpectedEof => return Ok(false),
+            Err(e) => return Err(self.0.shared.failed(&part_name(&self.0.hash), e)),
+        }
+        if ChunkHash::of(&bytes) != *chunk {
+            return Ok(false);
+        }
+        // Marked before it is written: a group that a lying chunk list spoiled must be dropped.
+        lock(&self.0.state).groups.will_copy(&range);
+        self.write(to, &bytes)?;
+        self.wrote(range);
+        Ok(true)
+    }
+
+    /// Makes what was written durable, then records it.
+    pub fn checkpoint(&self) -> Result<(), StagingError> {
+        let inner = &self.0;
+        let _one = lock(&inner.saving);
+        let (bitmap, copied, named) = {
+            let mut state = lock(&inner.state);
+            if state.finished {
+                return Ok(());
+            }
+            state.unsaved = 0;
+            let groups = &state.groups;
+            (groups.bitmap().to_vec(), groups.copied_bitmap().to_vec(), state.named)
+        };
+        inner.sidecar.write_copied(&copied).map_err(|e| self.full_or(e))?;
+        inner.part.sync_data().map_err(|e| self.full_or(e))?;
+        inner.sidecar.sync().map_err(|e| self.full_or(e))?;
+        if !named {
+            inner.shared.folder.sync().map_err(|e| self.full_or(e))?;
+        }
+        let record = StagingRecord {
+            size: inner.size,
+            bitmap: Bytes(bitmap),
+            boot: Some(inner.shared.boot.clone()),
+            unknown: Default::default(),
+        };
+        inner.shared.catalog.write(|b| b.put_staging(&inner.shared.space, &inner.hash, &record))?;
+        lock(&inner.state).named = true;
+        Ok(())
+    }
+
+    fn check_range(&self, offset: u64, len: u64) -> Result<Range<u64>, StagingError> {
+        match offset.checked_add(len) {
+            Some(end) if end <= self.0.size => Ok(offset..end),
+            end => Err(StagingError::OutOfRange {
+                hash: self.0.hash,
+                start: offset,
+                end: end.unwrap_or(u64::MAX),
+            }),
+        }
+    }
+
+    fn write(&self, offset: u64, bytes: &[u8]) -> Result<(), StagingError> {
+        if lock(&self.0.state).finished {
+            return Ok(());
+        }
+        self.0.part.write_all_at(bytes, offset).map_err(|e| self.full_or(e))
+    }
+
+    fn wrote(&self, range: Range<u64>) {
+        let mut state = lock(&self.0.state);
+        state.unsaved += range.end - range.start;
+        state.groups.wrote(range);
+    }
+
+    fn full_or(&self, e: io::Error) -> StagingError {
+        self.0.shared.full_or(&self.0.hash, self.0.size, e)
+    }
+}

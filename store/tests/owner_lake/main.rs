@@ -1,0 +1,8 @@
+//! The owner's side of the store on real folders: scan, read, snapshot, pin.
+
+mod layout;
+mod links;
+mod pins;
+mod reading;
+mod tables;
+mod world;
