@@ -1,0 +1,69 @@
+//! `sluice peer`: the sites that this one knows.
+
+use clap::Subcommand;
+use sluice_protocol::api::{Done, Operation, PeerInfo};
+
+use super::context::Context;
+use super::output::{ago, clean, mib, now_ms};
+use super::{Ended, Result, status};
+
+/// List, show and revoke peers
+#[derive(Debug, Subcommand)]
+pub(super) enum Peer {
+    /// List all peers
+    List,
+    /// Show one peer
+    Show {
+        /// Name or id, or the beginning of the id
+        peer: String,
+    },
+    /// Take a peer's rights away, at once
+    Revoke {
+        /// Name or id, or the beginning of the id
+        peer: String,
+        /// In this space only
+        #[arg(long, value_name = "SPACE")]
+        space: Option<String>,
+    },
+}
+
+impl Peer {
+    pub(super) async fn run(self, context: &Context) -> Result<Ended> {
+        match self {
+            Peer::List => {
+                let answer = context.ask::<Vec<PeerInfo>>(Operation::PeerList).await?;
+                context.print(&answer, |peers| match peers.as_slice() {
+                    [] => "no peers yet: `sluice invite SPACE --read` or `sluice join TICKET`\n".into(),
+                    peers => status::peers(peers, now_ms()),
+                });
+            }
+            Peer::Show { peer } => {
+                let answer = context.ask::<PeerInfo>(Operation::PeerShow { peer }).await?;
+                context.print(&answer, |peer| text(peer, now_ms()));
+            }
+            Peer::Revoke { peer, space } => {
+                let answer = context.ask::<Done>(Operation::PeerRevoke { peer, space }).await?;
+                context.print(&answer, |done| format!("{}\n", clean(&done.done)));
+            }
+        }
+        Ok(Ended::Good)
+    }
+}
+
+fn text(peer: &PeerInfo, now_ms: u64) -> String {
+    let list = |texts: &[String]| if texts.is_empty() { "-".into() } else { clean(&texts.join(", ")) };
+    format!(
+        "{}\nsite       {}\naddresses  {}\nlanes      {}\nnow        {}\nspaces     {}\nmoved      {}\n",
+        clean(&peer.name),
+        peer.site,
+        list(&peer.addresses),
+        list(&peer.lanes),
+        match (peer.connected, peer.last_seen_ms) {
+            (true, _) => "connected".into(),
+            (false, Some(time)) => format!("away, seen {} ago", ago(time, now_ms)),
+            (false, None) => "never seen".into(),
+        },
+        list(&peer.spaces),
+        mib(peer.moved_bytes),
+    )
+}

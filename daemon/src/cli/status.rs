@@ -1,0 +1,154 @@
+//! `sluice status`: how the site stands.
+
+use std::io::IsTerminal;
+use std::time::Duration;
+
+use clap::Args;
+use sluice_protocol::api::{self, JobInfo, Operation, PeerInfo, Role, SpaceInfo, SpaceState};
+
+use super::context::Context;
+use super::output::{Table, ago, clean, count, mib, now_ms};
+use super::{Ended, Result, output};
+
+/// Time between two looks of `--watch`.
+const WATCH_EVERY: Duration = Duration::from_secs(1);
+
+/// Show spaces, peers and what is going on
+#[derive(Debug, Args)]
+pub(super) struct Status {
+    /// Show it again every second, until interrupted
+    #[arg(long, conflicts_with = "json")]
+    watch: bool,
+}
+
+impl Status {
+    pub(super) async fn run(self, context: &Context) -> Result<Ended> {
+        if !self.watch {
+            let answer = context.ask::<api::Status>(Operation::Status).await?;
+            context.print(&answer, |status| text(status, now_ms()));
+            return Ok(Ended::Good);
+        }
+        loop {
+            let status = context.client().ask::<api::Status>(&Operation::Status, &mut |_| {}).await?;
+            let clear = if std::io::stdout().is_terminal() { "\x1b[H\x1b[2J" } else { "" };
+            output::print(&format!("{clear}{}", text(&status, now_ms())));
+            tokio::select! {
+                () = tokio::time::sleep(WATCH_EVERY) => {}
+                // The end of a watch is no failure.
+                _ = tokio::signal::ctrl_c() => return Ok(Ended::Good),
+            }
+        }
+    }
+}
+
+fn text(status: &api::Status, now_ms: u64) -> String {
+    let mut out = format!(
+        "{}  {}  version {}, process {}\nhome   {}\nAPI    {}\npeers  reach it at {}\n",
+        clean(&status.name),
+        status.site.short(),
+        clean(&status.version),
+        status.pid,
+        clean(&status.home),
+        status.api.as_deref().map_or("closed".into(), clean),
+        if status.listening.is_empty() { "no address".into() } else { clean(&status.listening.join(", ")) },
+    );
+    let mut part = |text: String| {
+        if !text.is_empty() {
+            out.push('\n');
+            out.push_str(&text);
+        }
+    };
+    part(spaces(&status.spaces, now_ms));
+    part(peers(&status.peers, now_ms));
+    part(jobs(&status.jobs, now_ms));
+    part(format!("moved {}, reused {} since this site was made\n", mib(status.moved_bytes_total), mib(status.reused_bytes_total)));
+    part(
+        status
+            .alerts
+            .iter()
+            .map(|a| format!("! {} ago{}: {}\n", ago(a.time_ms, now_ms), a.space.as_ref().map_or(String::new(), |s| format!(", {}", clean(s))), clean(&a.text)))
+            .collect(),
+    );
+    out
+}
+
+/// The word for a role.
+pub(super) fn role(role: Role) -> &'static str {
+    match role {
+        Role::Owner => "owner",
+        Role::Replica => "replica",
+    }
+}
+
+/// The word for a state.
+pub(super) fn state(state: SpaceState) -> &'static str {
+    match state {
+        SpaceState::Empty => "empty",
+        SpaceState::Busy => "busy",
+        SpaceState::Ready => "ready",
+        SpaceState::Unproven => "unproven",
+        SpaceState::Behind => "behind",
+        SpaceState::Stale => "stale",
+        SpaceState::Frozen => "frozen",
+    }
+}
+
+/// A table of spaces; how many files were left out is told below it.
+pub(super) fn spaces(spaces: &[SpaceInfo], now_ms: u64) -> String {
+    if spaces.is_empty() {
+        return "no spaces yet: `sluice space add NAME PATH` or `sluice join TICKET`\n".into();
+    }
+    let mut table = Table::new(&["space", "role", "state", ">files", ">size", "snapshot", ">age", "path"]);
+    let mut skipped = String::new();
+    for s in spaces {
+        table.row([
+            s.name.clone(),
+            role(s.role).into(),
+            state(s.state).into(),
+            s.files.to_string(),
+            mib(s.bytes),
+            s.snapshot.map_or("-".into(), |id| id.short()),
+            s.snapshot_time_ms.map_or("-".into(), |t| ago(t, now_ms)),
+            s.path.clone(),
+        ]);
+        if !s.skipped.is_empty() {
+            let left_out = count(s.skipped.len() as u64, "file was", "files were");
+            skipped.push_str(&format!("! {}: {left_out} left out of the newest snapshot; `sluice space show {}`\n", clean(&s.name), clean(&s.name)));
+        }
+    }
+    table.text() + &skipped
+}
+
+/// A table of peers; nothing when there are none.
+pub(super) fn peers(peers: &[PeerInfo], now_ms: u64) -> String {
+    if peers.is_empty() {
+        return String::new();
+    }
+    let mut table = Table::new(&["peer", "site", "now", "seen", "spaces", ">moved"]);
+    for p in peers {
+        table.row([
+            p.name.clone(),
+            p.site.short(),
+            if p.connected { format!("connected ({})", p.lanes.join(", ")) } else { "away".into() },
+            p.last_seen_ms.map_or("never".into(), |t| ago(t, now_ms)),
+            p.spaces.join(", "),
+            mib(p.moved_bytes),
+        ]);
+    }
+    table.text()
+}
+
+fn jobs(jobs: &[JobInfo], now_ms: u64) -> String {
+    let of = |done: String, total: Option<String>| total.map_or(done.clone(), |t| format!("{done} of {t}"));
+    let line = |j: &JobInfo| {
+        format!(
+            "> {}: {} for {}, {} files, {}\n",
+            clean(&j.space),
+            clean(&j.stage),
+            ago(j.since_ms, now_ms),
+            of(j.files.to_string(), (j.files_total > 0).then(|| j.files_total.to_string())),
+            of(mib(j.bytes), (j.bytes_total > 0).then(|| mib(j.bytes_total))),
+        )
+    };
+    jobs.iter().map(line).collect()
+}

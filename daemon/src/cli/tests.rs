@@ -1,0 +1,116 @@
+//! How words are understood.
+
+use clap::CommandFactory;
+use clap_complete::Shell;
+
+use super::*;
+
+fn parse(line: &str) -> std::result::Result<Sluice, clap::Error> {
+    Sluice::try_parse_from(std::iter::once("sluice").chain(line.split_whitespace()))
+}
+
+fn understood(line: &str) -> String {
+    format!("{:?}", parse(line).unwrap_or_else(|e| panic!("{line}: {e}")).verb)
+}
+
+#[test]
+fn the_grammar_is_sound() {
+    Sluice::command().debug_assert();
+}
+
+#[test]
+fn every_verb_of_the_manual_is_understood() {
+    for line in [
+        "init --name playground",
+        "--home /x init",
+        "up",
+        "service",
+        "service --user --lake /srv/a --lake /srv/b",
+        "status",
+        "status --watch",
+        "status --json",
+        "doctor",
+        "space add acme /srv/staging-acme",
+        "space add acme /srv/x --history tagged --opaque",
+        "space list",
+        "space show acme",
+        "space remove acme",
+        "invite acme --read",
+        "invite acme --read --expires 2h --section delta --section raw",
+        "join TICKET",
+        "join - --into /srv/lake/acme --section delta",
+        "peer list",
+        "peer show ab12",
+        "peer revoke ab12 --space acme",
+        "snapshot acme",
+        "snapshot acme --tag v1 --json",
+        "snapshot list acme",
+        "snapshot show acme",
+        "snapshot show acme ab12",
+        "snapshot diff acme v1",
+        "snapshot diff acme v1 v2",
+        "sync",
+        "sync acme --dry-run",
+        "path acme",
+        "path acme --section delta/orders",
+        "verify acme --deep",
+        "demo --dir /x --mib 8 --keep",
+        "completions zsh",
+    ] {
+        understood(line);
+    }
+}
+
+#[test]
+fn what_is_wrong_is_refused_as_usage() {
+    for line in [
+        "",
+        "fly",
+        "space",
+        "space add acme",
+        "space add acme /x --history most",
+        "invite acme",
+        "invite acme --read --expires 10",
+        "join",
+        "snapshot",
+        "snapshot list",
+        "snapshot acme other",
+        "snapshot --tag v1 list acme",
+        "snapshot diff acme",
+        "status --watch --json",
+        "demo --mib 0",
+        "completions tcl",
+        "sync acme more",
+    ] {
+        let error = parse(line).expect_err(line);
+        assert_eq!(error.exit_code(), 2, "{line}: {error}");
+    }
+}
+
+#[test]
+fn verbs_win_over_spaces_and_two_dashes_undo_it() {
+    assert!(understood("snapshot list acme").contains("look: Some(List"));
+    assert!(understood("snapshot acme").contains("space: Some(\"acme\")"));
+    let named_list = understood("snapshot -- list");
+    assert!(named_list.contains("space: Some(\"list\")") && named_list.contains("look: None"), "{named_list}");
+}
+
+#[test]
+fn global_options_stand_before_or_behind_the_verb() {
+    for line in ["--home /x --json status", "status --home /x --json", "--json status --home /x"] {
+        let args = parse(line).unwrap();
+        assert!(args.global.json && args.global.home.as_deref() == Some(std::path::Path::new("/x")), "{line}");
+    }
+    assert!(parse("space list --quiet --allow-volatile").unwrap().global.quiet);
+}
+
+#[test]
+fn completions_know_the_verbs_in_three_shells() {
+    for shell in [Shell::Bash, Shell::Zsh, Shell::Fish] {
+        let script = completions::script(shell);
+        for word in ["init", "snapshot", "revoke", "dry-run"] {
+            assert!(script.contains(word), "{shell}: {word}");
+        }
+        assert!(!script.contains("until-eof"), "{shell}");
+    }
+}

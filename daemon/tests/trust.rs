@@ -1,0 +1,142 @@
+//! What a site may not get, however it asks.
+
+mod common;
+
+use common::{World, call, config, home, noise};
+use sluice_daemon::node::SiteNode;
+use sluice_protocol::annex::Annex;
+use sluice_protocol::api::{Operation, SpaceState};
+use sluice_protocol::codec::Document;
+use sluice_protocol::head::Head;
+use sluice_protocol::ids::{BlobHash, SpaceId};
+use sluice_protocol::manifest::{Entry, Manifest};
+use sluice_protocol::signed::Signed;
+use sluice_protocol::tree::{TreeBuilder, read_tree};
+use sluice_store::catalog::{Catalog, CatalogError, Lookup, SiteLookup};
+
+/// The newest head of the only space in a stopped site's catalog.
+fn newest(catalog: &Catalog) -> (SpaceId, Signed<Head>) {
+    let reader = catalog.read().unwrap();
+    let (space, record) = reader.spaces().unwrap().remove(0);
+    (space, reader.newest_head(&space, &record.owner).unwrap().unwrap())
+}
+
+/// Signs a head of a stopped site whose manifest says what `change` makes of its entries.
+fn forge(root: &std::path::Path, change: &dyn Fn(&mut Entry)) {
+    let site = home(root, "ignored");
+    let catalog = Catalog::open(root).unwrap();
+    let (space, head) = newest(&catalog);
+    let reader = catalog.read().unwrap();
+    let raw = reader.meta(&space, &head.manifest.into()).unwrap().unwrap();
+    let mut manifest = Manifest::from_bytes(&raw).unwrap();
+    let mut pages = Vec::new();
+    for section in &mut manifest.sections {
+        let mut fetch = |hash: &BlobHash| reader.meta(&space, hash).map(Option::unwrap);
+        let mut entries: Vec<Entry> = Vec::new();
+        let mut each = |e: Entry| {
+            entries.push(e);
+            Ok(())
+        };
+        read_tree::<Entry, CatalogError>(&section.tree, &mut fetch, &mut each).unwrap();
+        entries.iter_mut().for_each(change);
+        let mut builder = TreeBuilder::new(|_, bytes| pages.push(bytes));
+        entries.iter().for_each(|e| builder.push(e).unwrap());
+        section.tree = builder.finish();
+    }
+    let annex = Annex { manifest: manifest.id(), tables: vec![], chunk_lists: None, unknown: Default::default() };
+    let forged = Signed::sign(&site.key(), Head {
+        manifest: manifest.id(),
+        annex: BlobHash::of(&annex.to_bytes()),
+        seq: head.seq + 1,
+        prev: Some(head.id()),
+        ..(*head).clone()
+    });
+    catalog
+        .write(|b| {
+            for bytes in pages.iter().chain([&manifest.to_bytes(), &annex.to_bytes()]) {
+                b.put_meta(&space, bytes)?;
+            }
+            b.put_head(&forged)
+        })
+        .unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_manifest_that_names_a_foreign_blob_gets_nothing() {
+    let world = World::new().await;
+    world.pair().await;
+    let secret = noise(2, 700_001);
+    let hash = BlobHash::of(&secret);
+
+    // A second owner shares a lake of its own with the same replica …
+    let root = world.dir.path().join("hostile");
+    let hostile = SiteNode::start(home(&root, "hostile"), config()).await.unwrap();
+    let lake = world.dir.path().join("bait");
+    std::fs::create_dir_all(lake.join("raw")).unwrap();
+    std::fs::write(lake.join("raw/bait.bin"), noise(99, 700_001)).unwrap();
+    let path = lake.display().to_string();
+    let add = Operation::SpaceAdd { name: "bait".into(), path, history: None, opaque: false };
+    call(&hostile, add).await.unwrap();
+    let invite = Operation::Invite { space: "bait".into(), sections: vec![], expires_s: None };
+    let ticket = call(&hostile, invite).await.unwrap()["ticket"].as_str().unwrap().to_string();
+    let into = Some(world.dir.path().join("bait-copy").display().to_string());
+    call(&world.replica, Operation::Join { ticket, into, sections: vec![] }).await.unwrap();
+    let port = call(&hostile, Operation::Status).await.unwrap()["listening"][0].as_str().unwrap().to_string();
+    let port: u16 = port.rsplit(':').next().unwrap().parse().unwrap();
+    hostile.stop().await;
+    // The stopped site still has its catalog open in this process: go on with a copy of its home.
+    let copied = std::process::Command::new("cp").arg("-a").arg(&root).arg(root.with_extension("2")).status();
+    assert!(copied.unwrap().success());
+    let root = root.with_extension("2");
+
+    // … and then signs a manifest that names a blob of the other space.
+    forge(&root, &|e| {
+        if e.path.as_str() == "bait.bin" {
+            e.hash = Some(hash);
+        }
+    });
+    let mut same_port = config();
+    same_port.p2p.port = port;
+    let _hostile = SiteNode::start(home(&root, "hostile"), same_port).await.unwrap();
+    let sync = Operation::Sync { space: Some("bait".into()), dry_run: false };
+    let refused = call(&world.replica, sync).await.unwrap_err();
+    assert!(refused.error.contains(&hash.to_string()), "the blob had to be asked for: {refused}");
+
+    let copy = world.dir.path().join("bait-copy/raw/bait.bin");
+    assert_eq!(std::fs::read(copy).unwrap(), noise(99, 700_001), "what was live stays live");
+    let status = call(&world.replica, Operation::Status).await.unwrap();
+    let bait = status["spaces"].as_array().unwrap().iter().find(|s| s["name"] == "bait").unwrap();
+    assert_eq!(bait["state"], serde_json::to_value(SpaceState::Behind).unwrap());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_grant_for_one_section_reaches_no_other() {
+    let world = World::new().await;
+    let path = world.lake().display().to_string();
+    call(&world.owner, Operation::SpaceAdd { name: "acme".into(), path, history: None, opaque: false }).await.unwrap();
+    let invite = Operation::Invite { space: "acme".into(), sections: vec!["metadata".into()], expires_s: None };
+    let ticket = call(&world.owner, invite).await.unwrap()["ticket"].as_str().unwrap().to_string();
+    // Asking for everything fails: the other sections' pages are refused.
+    let all = call(&world.replica, world.join(&ticket)).await;
+    assert!(all.is_err(), "{all:?}");
+    assert!(!world.copy().join("raw").exists());
+
+    let chosen = Operation::Join {
+        ticket: call(&world.owner, Operation::Invite {
+            space: "acme".into(),
+            sections: vec!["metadata".into()],
+            expires_s: None,
+        })
+        .await
+        .unwrap()["ticket"]
+            .as_str()
+            .unwrap()
+            .to_string(),
+        into: Some(world.dir.path().join("part").display().to_string()),
+        sections: vec!["metadata".into()],
+    };
+    let third = SiteNode::start(home(&world.dir.path().join("third"), "third"), config()).await.unwrap();
+    call(&third, chosen).await.unwrap();
+    assert!(world.dir.path().join("part/metadata/doc 5.json").exists());
+    assert!(!world.dir.path().join("part/raw").exists());
+}
