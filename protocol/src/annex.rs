@@ -3,7 +3,7 @@
 //! Invariant: whoever holds the manifest and the lake could make the annex again; a wrong annex can
 //! cost bytes or a refusal to publish, never wrong data.
 
-use crate::codec::{CodecError, Document};
+use crate::codec::{CodecError, Document, at_most};
 use crate::ids::{BlobHash, SnapshotId};
 use crate::limits;
 use crate::manifest::SectionKind;
@@ -34,6 +34,7 @@ record! {
 
 record! {
     /// What a table is, as its reader says after reading it.
+    #[derive(Default)]
     pub struct TableFacts {
         /// The newest version.
         0 => version: u64,
@@ -52,19 +53,20 @@ record! {
     }
 }
 
-impl Default for TableFacts {
-    fn default() -> Self {
-        Self {
-            version: 0,
-            versions: Vec::new(),
-            rows: 0,
-            schema_fingerprint: [0; 32],
-            dimensions: Vec::new(),
-            indices: Vec::new(),
-            features: Vec::new(),
-            tags: Vec::new(),
-            unknown: Default::default(),
+impl TableFacts {
+    /// Fails when a list or a text is longer than it may be.
+    pub fn check(&self) -> Result<(), CodecError> {
+        at_most("the number of table versions", self.versions.len() as u64, limits::TABLE_VERSIONS_MAX as u64)?;
+        let lists = [self.dimensions.len(), self.indices.len(), self.features.len(), self.tags.len()];
+        let texts = self.dimensions.iter().map(|d| &d.column).chain(&self.features).chain(&self.tags);
+        let texts = texts.chain(self.indices.iter().flat_map(|i| [&i.name, &i.column, &i.kind]));
+        for len in lists {
+            at_most("the number of table facts", len as u64, limits::TABLE_FACTS_MAX as u64)?;
         }
+        for text in texts {
+            at_most("the length of a table fact", text.len() as u64, limits::TEXT_BYTES_MAX as u64)?;
+        }
+        Ok(())
     }
 }
 
@@ -96,14 +98,7 @@ impl TreeItem for ChunkListRef {
         self.list_bytes
     }
     fn check_item(&self) -> Result<(), CodecError> {
-        if self.list_bytes > limits::CHUNK_LIST_BYTES_MAX {
-            return Err(CodecError::TooLarge {
-                what: "a chunk list",
-                found: self.list_bytes,
-                limit: limits::CHUNK_LIST_BYTES_MAX,
-            });
-        }
-        Ok(())
+        at_most("a chunk list", self.list_bytes, limits::CHUNK_LIST_BYTES_MAX)
     }
 }
 
@@ -120,10 +115,7 @@ record! {
 impl Annex {
     /// The facts of the table in the given section.
     pub fn facts(&self, section: Option<&LakePath>) -> Option<&TableFacts> {
-        self.tables
-            .iter()
-            .find(|t| t.section.as_ref() == section)
-            .map(|t| &t.facts)
+        self.tables.iter().find(|t| t.section.as_ref() == section).map(|t| &t.facts)
     }
 }
 
@@ -135,6 +127,14 @@ impl Document for Annex {
     fn check(&self) -> Result<(), CodecError> {
         if let Some(tree) = &self.chunk_lists {
             tree.check()?;
+        }
+        at_most("the number of tables", self.tables.len() as u64, limits::SECTIONS_MAX as u64)?;
+        let mut sections = std::collections::BTreeSet::new();
+        for table in &self.tables {
+            if !sections.insert(&table.section) {
+                return Err(CodecError::Invalid("the annex has two records of one table".into()));
+            }
+            table.facts.check()?;
         }
         Ok(())
     }

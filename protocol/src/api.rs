@@ -59,6 +59,22 @@ impl ApiError {
     }
 }
 
+/// Words that the command line reads as verbs where a space's name could stand (`sluice snapshot list`).
+pub const SPACE_NAMES_RESERVED: [&str; 6] = ["add", "diff", "help", "list", "remove", "show"];
+
+/// Refuses a new space whose name would read as a verb. A space of another owner may bear such a name
+/// all the same; the command line takes it after `--`.
+pub fn check_new_space_name(name: &str) -> Result<(), ApiError> {
+    if SPACE_NAMES_RESERVED.contains(&name) {
+        return Err(ApiError::new(
+            Failure::Usage,
+            format!("a space cannot be named `{name}`: it is a word of the command line"),
+            "choose another name",
+        ));
+    }
+    Ok(())
+}
+
 /// What can be asked.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(tag = "op", rename_all = "snake_case")]

@@ -6,8 +6,6 @@
 
 use std::collections::BTreeMap;
 
-use minicbor::data::Type;
-
 use crate::limits;
 
 /// Writes into memory, where writing cannot fail.
@@ -23,17 +21,9 @@ pub enum CodecError {
     #[error("this is not a {expected}")]
     WrongKind { expected: &'static str },
     #[error("this {kind} has format version {found}; this build knows versions up to {known}")]
-    UnknownVersion {
-        kind: &'static str,
-        found: u64,
-        known: u64,
-    },
+    UnknownVersion { kind: &'static str, found: u64, known: u64 },
     #[error("{what} is {found}, more than the limit of {limit}")]
-    TooLarge {
-        what: &'static str,
-        found: u64,
-        limit: u64,
-    },
+    TooLarge { what: &'static str, found: u64, limit: u64 },
     #[error("the field {key} of `{record}` is missing")]
     Missing { record: &'static str, key: u32 },
     #[error("{0}")]
@@ -97,22 +87,14 @@ pub trait Document: Wire {
                 limit: Self::BYTES_MAX as u64,
             });
         }
-        let wrong = CodecError::WrongKind {
-            expected: Self::KIND,
-        };
+        let wrong = CodecError::WrongKind { expected: Self::KIND };
         let mut d = Dec::new(bytes);
-        if d.array().map_err(|_| wrong.clone())? != Some(3)
-            || d.str().map_err(|_| wrong.clone())? != Self::KIND
-        {
+        if d.array().map_err(|_| wrong.clone())? != Some(3) || d.str().map_err(|_| wrong.clone())? != Self::KIND {
             return Err(wrong);
         }
         let found = d.u64()?;
         if found != Self::VERSION {
-            return Err(CodecError::UnknownVersion {
-                kind: Self::KIND,
-                found,
-                known: Self::VERSION,
-            });
+            return Err(CodecError::UnknownVersion { kind: Self::KIND, found, known: Self::VERSION });
         }
         let value = Self::get(&mut d)?;
         if d.position() != bytes.len() || value.to_bytes() != bytes {
@@ -135,6 +117,13 @@ impl Unknown {
     /// Whether every field was known.
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
+    }
+
+    /// Keeps one field.
+    #[doc(hidden)]
+    pub fn keep(&mut self, key: u32, raw: Vec<u8>) -> Result<(), CodecError> {
+        self.0.insert(key, raw);
+        at_most("the number of unknown fields", self.0.len() as u64, limits::UNKNOWN_FIELDS_MAX as u64)
     }
 }
 
@@ -178,14 +167,23 @@ pub fn next_key(d: &mut Dec<'_>, last: &mut Option<u32>) -> Result<u32, CodecErr
 }
 
 /// Passes over one value of any allowed type and returns its bytes.
+///
+/// It insists on the canonical form inside too: what this version keeps unread, a newer one will
+/// read and re-encode, and both must find the same bytes.
 #[doc(hidden)]
 pub fn raw_value(d: &mut Dec<'_>) -> Result<Vec<u8>, CodecError> {
-    let start = d.position();
-    skip(d, 0)?;
-    Ok(d.input()[start..d.position()].to_vec())
+    let (input, start) = (d.input(), d.position());
+    let end = item_end(input, start, 0)?;
+    d.set_position(end);
+    Ok(input[start..end].to_vec())
 }
 
-fn skip(d: &mut Dec<'_>, depth: usize) -> Result<(), CodecError> {
+fn ended() -> CodecError {
+    CodecError::Malformed("end of input".into())
+}
+
+/// Where the canonical value that begins at `at` ends.
+fn item_end(input: &[u8], at: usize, depth: usize) -> Result<usize, CodecError> {
     if depth > limits::CBOR_DEPTH_MAX {
         return Err(CodecError::TooLarge {
             what: "nesting",
@@ -193,38 +191,80 @@ fn skip(d: &mut Dec<'_>, depth: usize) -> Result<(), CodecError> {
             limit: limits::CBOR_DEPTH_MAX as u64,
         });
     }
-    match d.datatype()? {
-        Type::Bool => d.bool().map(drop)?,
-        Type::Null => d.null()?,
-        Type::U8 | Type::U16 | Type::U32 | Type::U64 => d.u64().map(drop)?,
-        Type::I8 | Type::I16 | Type::I32 | Type::I64 | Type::Int => d.int().map(drop)?,
-        Type::F64 => d.f64().map(drop)?,
-        Type::Bytes => d.bytes().map(drop)?,
-        Type::String => d.str().map(drop)?,
-        Type::Array => {
-            let n = d.array()?.ok_or(CodecError::NotCanonical)?;
-            for _ in 0..n {
-                skip(d, depth + 1)?;
-            }
-        }
-        Type::Map => {
-            let n = d.map()?.ok_or(CodecError::NotCanonical)?;
-            for _ in 0..n {
-                skip(d, depth + 1)?;
-                skip(d, depth + 1)?;
-            }
-        }
-        _ => return Err(CodecError::NotCanonical),
+    let first = *input.get(at).ok_or_else(ended)?;
+    // A double is the one value whose argument is not a number that could be written shorter.
+    if first == 0xfb {
+        return content(input, at + 1, 8).map(|_| at + 9);
     }
-    Ok(())
+    let (argument, at) = argument(input, at)?;
+    match first >> 5 {
+        0 | 1 => Ok(at),
+        2 => content(input, at, argument).map(|c| at + c.len()),
+        3 => {
+            let text = content(input, at, argument)?;
+            let valid = std::str::from_utf8(text).map_err(|e| CodecError::Malformed(e.to_string()));
+            valid.map(|_| at + text.len())
+        }
+        4 => (0..argument).try_fold(at, |at, _| item_end(input, at, depth + 1)),
+        5 => map_end(input, at, argument, depth),
+        7 if matches!(first, 0xf4..=0xf6) => Ok(at),
+        _ => Err(CodecError::NotCanonical),
+    }
+}
+
+/// The argument of the head at `at`, in its shortest form, and where the head ends.
+fn argument(input: &[u8], at: usize) -> Result<(u64, usize), CodecError> {
+    let info = input[at] & 0x1f;
+    if info < 24 {
+        return Ok((u64::from(info), at + 1));
+    }
+    let (len, least) = match info {
+        24 => (1, 24),
+        25 => (2, 1 << 8),
+        26 => (4, 1 << 16),
+        27 => (8, 1 << 32),
+        _ => return Err(CodecError::NotCanonical),
+    };
+    let digits = content(input, at + 1, len)?;
+    let value = digits.iter().fold(0u64, |v, d| v << 8 | u64::from(*d));
+    if value < least {
+        return Err(CodecError::NotCanonical);
+    }
+    Ok((value, at + 1 + digits.len()))
+}
+
+fn content(input: &[u8], at: usize, len: u64) -> Result<&[u8], CodecError> {
+    let rest = input.get(at..).ok_or_else(ended)?;
+    let len = usize::try_from(len).map_err(|_| ended())?;
+    rest.get(..len).ok_or_else(ended)
+}
+
+/// Keys of a map ascend by their encoded bytes.
+fn map_end(input: &[u8], mut at: usize, pairs: u64, depth: usize) -> Result<usize, CodecError> {
+    let mut last: Option<&[u8]> = None;
+    for _ in 0..pairs {
+        let value = item_end(input, at, depth + 1)?;
+        let key = &input[at..value];
+        if last.is_some_and(|l| key <= l) {
+            return Err(CodecError::NotCanonical);
+        }
+        last = Some(key);
+        at = item_end(input, value, depth + 1)?;
+    }
+    Ok(at)
 }
 
 /// Defines a record: a struct, its CBOR map with the given ascending keys, and a place for unknown fields.
+///
+/// `record! { secret ... }` leaves `Debug` to be written by hand, because a field must not be shown.
 #[macro_export]
 macro_rules! record {
-    ($(#[$doc:meta])* pub struct $name:ident { $($(#[$fdoc:meta])* $key:literal => $field:ident : $ty:ty),* $(,)? }) => {
+    ($(#[$doc:meta])* pub struct $($rest:tt)*) => {
+        $crate::record! { secret #[derive(Debug)] $(#[$doc])* pub struct $($rest)* }
+    };
+    (secret $(#[$doc:meta])* pub struct $name:ident { $($(#[$fdoc:meta])* $key:literal => $field:ident : $ty:ty),* $(,)? }) => {
         $(#[$doc])*
-        #[derive(Debug, Clone, PartialEq, Eq)]
+        #[derive(Clone, PartialEq, Eq)]
         pub struct $name {
             $($(#[$fdoc])* pub $field: $ty,)*
             /// Fields of a newer version, kept as they came.
@@ -255,7 +295,7 @@ macro_rules! record {
                 for _ in 0..n {
                     match c::next_key(d, &mut last)? {
                         $($key => $field = Some(c::Wire::get(d)?),)*
-                        other => { unknown.0.insert(other, c::raw_value(d)?); }
+                        other => unknown.keep(other, c::raw_value(d)?)?,
                     }
                 }
                 Ok(Self {
@@ -339,9 +379,7 @@ impl<const N: usize> Wire for [u8; N] {
     }
     fn get(d: &mut Dec<'_>) -> Result<Self, CodecError> {
         let bytes = d.bytes()?;
-        bytes
-            .try_into()
-            .map_err(|_| CodecError::Invalid(format!("{} bytes where {N} belong", bytes.len())))
+        bytes.try_into().map_err(|_| CodecError::Invalid(format!("{} bytes where {N} belong", bytes.len())))
     }
 }
 
@@ -386,13 +424,7 @@ impl<T: Wire> Wire for Vec<T> {
     fn get(d: &mut Dec<'_>) -> Result<Self, CodecError> {
         let n = d.array()?.ok_or(CodecError::NotCanonical)?;
         let left = (d.input().len() - d.position()) as u64;
-        if n > left {
-            return Err(CodecError::TooLarge {
-                what: "a list",
-                found: n,
-                limit: left,
-            });
-        }
+        at_most("the length of a list", n, left.min(limits::LIST_ITEMS_MAX))?;
         // The claim may still be far more than the items that are there: grow as they come.
         let mut items = Vec::with_capacity(n.min(1024) as usize);
         for _ in 0..n {
@@ -408,10 +440,23 @@ impl<T: Wire> Wire for Vec<T> {
     }
 }
 
-/// Fails when a text is empty or too long or holds control characters.
+/// Fails when `found` is more than `limit`.
+pub fn at_most(what: &'static str, found: u64, limit: u64) -> Result<(), CodecError> {
+    if found > limit {
+        return Err(CodecError::TooLarge { what, found, limit });
+    }
+    Ok(())
+}
+
+/// Whether a character could change how a terminal shows the text around it.
+pub(crate) fn disturbs(c: char) -> bool {
+    c.is_control() || matches!(c, '\u{2028}' | '\u{2029}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
+}
+
+/// Fails when a text is empty or too long or holds characters that disturb a terminal (control
+/// characters, line and paragraph separators, overrides of the writing direction).
 pub fn check_name(what: &'static str, name: &str) -> Result<(), CodecError> {
-    if name.is_empty() || name.len() > limits::NAME_BYTES_MAX || name.chars().any(char::is_control)
-    {
+    if name.is_empty() || name.len() > limits::NAME_BYTES_MAX || name.chars().any(disturbs) {
         return Err(CodecError::Invalid(format!(
             "{what} must have 1 to {} bytes and no control characters",
             limits::NAME_BYTES_MAX

@@ -4,7 +4,7 @@
 //! Knowing a hash gives no right. A space's id is derived from its genesis, so nobody but the owner
 //! named there can sign its grants.
 
-use crate::codec::{CodecError, Document, check_name};
+use crate::codec::{CodecError, Document, at_most, check_name, disturbs};
 use crate::ids::{BlobHash, SiteId, SpaceId};
 use crate::limits;
 use crate::record;
@@ -100,6 +100,17 @@ impl Grant {
         }
     }
 
+    /// Fails when a name or a section is empty, too long or would disturb a terminal.
+    pub fn check(&self) -> Result<(), CodecError> {
+        check_name("a grant's name", &self.name)?;
+        at_most("the number of sections in a grant", self.sections.len() as u64, limits::GRANT_SECTIONS_MAX as u64)?;
+        let bad = |s: &&String| s.is_empty() || s.len() > limits::PATH_BYTES_MAX || s.chars().any(disturbs);
+        match self.sections.iter().find(bad) {
+            None => Ok(()),
+            Some(_) => Err(CodecError::Invalid("a grant names a section that cannot be".into())),
+        }
+    }
+
     /// Whether the grant gives `right` at `now_ms`.
     pub fn gives(&self, right: Right, now_ms: u64) -> bool {
         self.rights & right.bit() != 0 && self.expires_ms.is_none_or(|end| now_ms <= end)
@@ -132,7 +143,14 @@ impl Document for GrantSet {
     const BYTES_MAX: usize = limits::GRANTS_BYTES_MAX;
     fn check(&self) -> Result<(), CodecError> {
         self.genesis.check()?;
-        self.grants.iter().try_for_each(|g| check_name("a grant's name", &g.name))
+        let mut sites = std::collections::BTreeSet::new();
+        for grant in &self.grants {
+            grant.check()?;
+            if !sites.insert(grant.site) {
+                return Err(CodecError::Invalid(format!("two grants name the site {}", grant.site)));
+            }
+        }
+        Ok(())
     }
 }
 
@@ -160,7 +178,34 @@ impl GrantSet {
     }
 }
 
+/// Why a grant set does not follow the one that is stored.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum SuccessionError {
+    #[error("the grants belong to another space")]
+    OtherSpace,
+    #[error("the grants (seq {found}) are older than those already seen (seq {seen})")]
+    Older { found: u64, seen: u64 },
+    #[error("two grant sets claim the same place (seq {seq})")]
+    Fork { seq: u64 },
+}
+
 impl Signed<GrantSet> {
+    /// Checks that this set may take the place of `stored`; says whether anything is new.
+    ///
+    /// An older set would give back what was revoked. Two sets of one number mean that the owner's
+    /// key signs in two places.
+    pub fn follows(&self, stored: &Signed<GrantSet>) -> Result<bool, SuccessionError> {
+        if self.space_id() != stored.space_id() {
+            return Err(SuccessionError::OtherSpace);
+        }
+        match self.seq.cmp(&stored.seq) {
+            std::cmp::Ordering::Less => Err(SuccessionError::Older { found: self.seq, seen: stored.seq }),
+            std::cmp::Ordering::Equal if self.payload_hash() == stored.payload_hash() => Ok(false),
+            std::cmp::Ordering::Equal => Err(SuccessionError::Fork { seq: self.seq }),
+            std::cmp::Ordering::Greater => Ok(true),
+        }
+    }
+
     /// The set as a blob, as heads name it.
     pub fn blob(&self) -> BlobHash {
         BlobHash::of(self.bytes())

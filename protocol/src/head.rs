@@ -4,7 +4,7 @@
 //! A lower one is a replay, an equal place with other content is a fork, and a chain that does not
 //! lead back to the stored head is a fork across a jump.
 
-use crate::codec::{CodecError, Document};
+use crate::codec::{CodecError, Document, check_name};
 use crate::ids::{BlobHash, HeadId, SiteId, SnapshotId, SpaceId};
 use crate::limits;
 use crate::record;
@@ -43,7 +43,7 @@ impl Document for Head {
         if (self.seq == 0) != self.prev.is_none() {
             return Err(CodecError::Invalid("only the first head of a chain has none before it".into()));
         }
-        Ok(())
+        self.tag.as_deref().map_or(Ok(()), |tag| check_name("a tag", tag))
     }
 }
 
@@ -78,7 +78,9 @@ impl Signed<Head> {
 pub enum ChainError {
     #[error("the head belongs to another space or writer")]
     Foreign,
-    #[error("the head (epoch {epoch}, seq {seq}) is older than the one already seen (epoch {seen_epoch}, seq {seen_seq})")]
+    #[error(
+        "the head (epoch {epoch}, seq {seq}) is older than the one already seen (epoch {seen_epoch}, seq {seen_seq})"
+    )]
     Replayed { epoch: u64, seq: u64, seen_epoch: u64, seen_seq: u64 },
     #[error("two heads claim the same place: {ours} and {theirs} (epoch {epoch}, seq {seq})")]
     Fork { ours: HeadId, theirs: HeadId, epoch: u64, seq: u64 },
@@ -124,9 +126,7 @@ pub fn check_chain(
     }
     match chain.iter().position(|h| h.place() >= stored.place()) {
         Some(i) if chain[i].id() == stored.id() => Ok(chain.len() - i - 1),
-        Some(i) if chain[i].place() == stored.place() || chain[i].seq <= stored.seq => {
-            Err(fork(stored, &chain[i]))
-        }
+        Some(i) if chain[i].place() == stored.place() || chain[i].seq <= stored.seq => Err(fork(stored, &chain[i])),
         Some(i) if chain[i].prev == Some(stored.id()) => {
             check_step(stored, &chain[i])?;
             Ok(chain.len() - i)
@@ -138,14 +138,9 @@ pub fn check_chain(
 }
 
 fn check_step(before: &Signed<Head>, after: &Signed<Head>) -> Result<(), ChainError> {
-    let follows = after.prev == Some(before.id())
-        && before.seq.checked_add(1) == Some(after.seq)
-        && after.epoch >= before.epoch;
-    if follows {
-        Ok(())
-    } else {
-        Err(ChainError::Broken { before: before.seq, after: after.seq })
-    }
+    let follows =
+        after.prev == Some(before.id()) && before.seq.checked_add(1) == Some(after.seq) && after.epoch >= before.epoch;
+    if follows { Ok(()) } else { Err(ChainError::Broken { before: before.seq, after: after.seq }) }
 }
 
 fn fork(ours: &Signed<Head>, theirs: &Signed<Head>) -> ChainError {

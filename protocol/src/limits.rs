@@ -14,10 +14,14 @@ pub const LINK_TARGET_BYTES_MAX: usize = 4096;
 
 /// Deepest nesting of arrays and maps inside a field this version does not know.
 pub const CBOR_DEPTH_MAX: usize = 16;
-/// Largest signed head, grant set or site card, in bytes.
+/// Most fields that a record may have which this version does not know.
+pub const UNKNOWN_FIELDS_MAX: usize = 64;
+/// Most items in any list of a document; many lists have a closer limit.
+pub const LIST_ITEMS_MAX: u64 = 1_000_000;
+/// Largest head or site card, in bytes.
 pub const SIGNED_BYTES_MAX: usize = 64 * 1024;
-/// Largest grant set, in bytes: some ten thousand grants.
-pub const GRANTS_BYTES_MAX: usize = 1024 * 1024;
+/// Largest grant set, in bytes: some five thousand grants. It fits a message with heads and cards.
+pub const GRANTS_BYTES_MAX: usize = 512 * 1024;
 /// Largest manifest or annex root, in bytes.
 pub const MANIFEST_BYTES_MAX: usize = 16 * 1024 * 1024;
 /// Largest page of a manifest tree, in bytes.
@@ -26,12 +30,18 @@ pub const PAGE_BYTES_MAX: usize = 16 * 1024 * 1024;
 pub const PAGE_ITEMS_MAX: usize = 2048;
 /// Most levels of a page tree.
 pub const TREE_HEIGHT_MAX: u8 = 8;
+/// Pages that a tree may have beside one for every [`TREE_ITEMS_PER_PAGE_MIN`] items.
+pub const TREE_PAGES_SPARE: u64 = 64;
+/// Fewest items a page holds on average in a tree that is read (a tree that is built has some 256).
+pub const TREE_ITEMS_PER_PAGE_MIN: u64 = 8;
 /// Most sections in one manifest.
 pub const SECTIONS_MAX: usize = 65_536;
 /// Most entries in one manifest.
 pub const ENTRIES_MAX: u64 = 4_000_000;
 /// Largest file, in bytes (16 TiB).
 pub const FILE_BYTES_MAX: u64 = 1 << 44;
+/// Most bytes in all files of one version (1 EiB), so that no sum of sizes can overflow.
+pub const LAKE_BYTES_MAX: u64 = 1 << 60;
 
 /// Files up to this length have no chunk list, in bytes.
 pub const CHUNKED_ABOVE_BYTES: u64 = 64 * 1024;
@@ -53,6 +63,8 @@ pub const SEGMENT_BYTES: u64 = 16 * 1024 * 1024;
 
 /// Largest message on the control and pairing streams, in bytes.
 pub const MESSAGE_BYTES_MAX: usize = 1024 * 1024;
+/// Largest message at the pairing door, in bytes: whoever knocks there is not known yet.
+pub const PAIR_MESSAGE_BYTES_MAX: usize = 128 * 1024;
 /// Most heads in one reply; a longer chain takes several.
 pub const HEADS_PER_REPLY_MAX: usize = 512;
 /// Most heads that are followed from the stored head to a new one before we give up.
@@ -75,5 +87,9 @@ pub const HEAD_LIFE_MS: u64 = 30 * 24 * 3600 * 1000;
 pub const CLOCK_SKEW_MS_MAX: u64 = 24 * 3600 * 1000;
 /// A peer that sent this many corrupt pieces is dropped.
 pub const CORRUPT_PIECES_MAX: u32 = 3;
-/// Most tables, versions, dimensions or indices listed in one annex record.
-pub const FACTS_ITEMS_MAX: usize = 1_000_000;
+/// Most versions of one table that an annex lists.
+pub const TABLE_VERSIONS_MAX: usize = 1_000_000;
+/// Most dimensions, indices, features or tags of one table that an annex lists.
+pub const TABLE_FACTS_MAX: usize = 65_536;
+/// Most sections that one grant names.
+pub const GRANT_SECTIONS_MAX: usize = 256;

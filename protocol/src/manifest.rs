@@ -7,7 +7,7 @@
 use std::fmt;
 use std::str::FromStr;
 
-use crate::codec::{CodecError, Dec, Document, Enc, Wire, infallible};
+use crate::codec::{CodecError, Dec, Document, Enc, Wire, at_most, infallible};
 use crate::ids::{BlobHash, SnapshotId};
 use crate::limits;
 use crate::path::LakePath;
@@ -104,11 +104,7 @@ impl Entry {
     /// Checks that the fields belong together.
     pub fn check(&self) -> Result<(), CodecError> {
         let ok = match self.kind {
-            EntryKind::File => {
-                self.hash.is_some()
-                    && self.target.is_none()
-                    && self.size <= limits::FILE_BYTES_MAX
-            }
+            EntryKind::File => self.hash.is_some() && self.target.is_none() && self.size <= limits::FILE_BYTES_MAX,
             EntryKind::Folder => self.hash.is_none() && self.target.is_none() && self.size == 0,
             EntryKind::Link => {
                 self.hash.is_none()
@@ -122,10 +118,7 @@ impl Entry {
             }
         };
         if !ok || self.mode.is_some_and(|m| m > 0o777) {
-            return Err(CodecError::Invalid(format!(
-                "the entry `{}` contradicts itself",
-                self.path
-            )));
+            return Err(CodecError::Invalid(format!("the entry `{}` contradicts itself", self.path)));
         }
         Ok(())
     }
@@ -197,10 +190,7 @@ impl Manifest {
     /// A manifest of these sections, in order.
     pub fn new(mut sections: Vec<Section>) -> Self {
         sections.sort_by(|a, b| a.path.cmp(&b.path));
-        Self {
-            sections,
-            unknown: Default::default(),
-        }
+        Self { sections, unknown: Default::default() }
     }
 
     /// The snapshot id.
@@ -210,12 +200,12 @@ impl Manifest {
 
     /// Entries in all sections.
     pub fn entries(&self) -> u64 {
-        self.sections.iter().map(|s| s.tree.items).sum()
+        self.sections.iter().fold(0, |n, s| n.saturating_add(s.tree.items))
     }
 
     /// Bytes of all files.
     pub fn bytes(&self) -> u64 {
-        self.sections.iter().map(|s| s.tree.weight).sum()
+        self.sections.iter().fold(0, |n, s| n.saturating_add(s.tree.weight))
     }
 }
 
@@ -225,25 +215,10 @@ impl Document for Manifest {
     const BYTES_MAX: usize = limits::MANIFEST_BYTES_MAX;
 
     fn check(&self) -> Result<(), CodecError> {
-        if self.sections.len() > limits::SECTIONS_MAX {
-            return Err(CodecError::TooLarge {
-                what: "the number of sections",
-                found: self.sections.len() as u64,
-                limit: limits::SECTIONS_MAX as u64,
-            });
-        }
-        let mut entries = 0u64;
-        for s in &self.sections {
-            entries = entries.saturating_add(s.tree.items);
-            s.tree.check()?;
-        }
-        if entries > limits::ENTRIES_MAX {
-            return Err(CodecError::TooLarge {
-                what: "the number of entries",
-                found: entries,
-                limit: limits::ENTRIES_MAX,
-            });
-        }
+        at_most("the number of sections", self.sections.len() as u64, limits::SECTIONS_MAX as u64)?;
+        self.sections.iter().try_for_each(|s| s.tree.check())?;
+        at_most("the number of entries", self.entries(), limits::ENTRIES_MAX)?;
+        at_most("the number of bytes", self.bytes(), limits::LAKE_BYTES_MAX)?;
         check_layout(&self.sections)
     }
 }
@@ -255,26 +230,19 @@ fn check_layout(sections: &[Section]) -> Result<(), CodecError> {
             return Err(CodecError::NotCanonical);
         }
     }
-    let deep: std::collections::BTreeSet<&str> = sections
-        .iter()
-        .filter(|s| !s.shallow)
-        .map(|s| s.path.as_ref().map_or("", LakePath::as_str))
-        .collect();
+    let deep: std::collections::BTreeSet<&str> =
+        sections.iter().filter(|s| !s.shallow).map(|s| s.path.as_ref().map_or("", LakePath::as_str)).collect();
     for s in sections {
         let Some(path) = &s.path else { continue };
         let mut above = path.parent();
         while let Some(folder) = above {
             if deep.contains(folder.as_str()) {
-                return Err(CodecError::Invalid(format!(
-                    "the section `{path}` lies inside the section `{folder}`"
-                )));
+                return Err(CodecError::Invalid(format!("the section `{path}` lies inside the section `{folder}`")));
             }
             above = folder.parent();
         }
         if deep.contains("") {
-            return Err(CodecError::Invalid(format!(
-                "the section `{path}` lies inside the section at the top"
-            )));
+            return Err(CodecError::Invalid(format!("the section `{path}` lies inside the section at the top")));
         }
     }
     Ok(())

@@ -5,7 +5,9 @@
 //!
 //! Invariant: a length is compared with [`limits::MESSAGE_BYTES_MAX`] before anything is read.
 
-use crate::codec::{Bytes, CodecError, Dec, Document, Enc, Wire, infallible};
+use std::fmt;
+
+use crate::codec::{Bytes, CodecError, Dec, Document, Enc, Wire, disturbs, infallible};
 use crate::ids::SpaceId;
 use crate::limits;
 use crate::record;
@@ -18,12 +20,20 @@ pub const ALPN_CONTROL: &[u8] = b"sluice/control/1";
 pub const ALPN_BLOBS: &[u8] = b"/iroh-bytes/4";
 
 record! {
-    /// A ticket holder asks to be admitted.
+    secret
+    /// A ticket holder asks to be admitted. `Debug` hides the secret.
     pub struct PairRequest {
         0 => secret: [u8; 16],
         1 => space: SpaceId,
         /// The asking site's signed card.
         2 => card: Bytes,
+    }
+}
+
+impl fmt::Debug for PairRequest {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let ticket = crate::ticket::ticket_id(&self.secret).short();
+        f.debug_struct("PairRequest").field("ticket", &ticket).field("space", &self.space).finish_non_exhaustive()
     }
 }
 
@@ -90,6 +100,7 @@ impl Refusal {
     /// A refusal with a code and one sentence.
     pub fn new(code: u32, text: impl Into<String>) -> Self {
         let mut text: String = text.into();
+        text = text.chars().map(|c| if disturbs(c) { ' ' } else { c }).collect();
         while text.len() > limits::TEXT_BYTES_MAX {
             text.pop();
         }
@@ -154,12 +165,18 @@ impl Document for Message {
     const BYTES_MAX: usize = limits::MESSAGE_BYTES_MAX;
 
     fn check(&self) -> Result<(), CodecError> {
+        let short = |b: &Bytes| b.0.len() <= limits::SIGNED_BYTES_MAX;
         let ok = match self {
+            Message::Pair(p) => short(&p.card),
+            Message::Heads(h) => h.have_epoch.is_some() == h.have_seq.is_some() && h.card.iter().all(short),
+            Message::Announce(a) => short(&a.head),
             Message::News(n) => {
-                n.heads.len() <= limits::HEADS_PER_REPLY_MAX && n.cards.len() <= limits::CARDS_MAX
+                n.heads.len() <= limits::HEADS_PER_REPLY_MAX
+                    && n.cards.len() <= limits::CARDS_MAX
+                    && n.heads.iter().chain(&n.cards).all(short)
             }
-            Message::Refused(r) => r.text.len() <= limits::TEXT_BYTES_MAX,
-            _ => true,
+            Message::Refused(r) => r.text.len() <= limits::TEXT_BYTES_MAX && !r.text.chars().any(disturbs),
+            Message::Done => true,
         };
         if ok { Ok(()) } else { Err(CodecError::Invalid("a message holds more than it may".into())) }
     }

@@ -3,6 +3,9 @@
 //! Invariant: a `LakePath` is relative, has at least one name, and no name in it can lead out of a
 //! lake, into Sluice's own folder, or mean something special on another system. Decoding goes
 //! through [`LakePath::parse`], so no other path exists inside the house.
+//!
+//! Each name is judged alone, wherever it stands. So every part of a path is a path again, and what
+//! is allowed below a section is allowed below the lake (limits of length and depth apart).
 
 use std::fmt;
 
@@ -29,11 +32,11 @@ pub enum PathError {
     NameTooLong,
     #[error("the path is absolute")]
     Absolute,
-    #[error("the path names a drive")]
+    #[error("a name in the path begins like a drive")]
     Drive,
     #[error("the path holds an empty name")]
     EmptyName,
-    #[error("the path holds `.` or `..`")]
+    #[error("the path holds a name of nothing but dots and blanks")]
     Dots,
     #[error("the path holds a backslash")]
     Backslash,
@@ -62,17 +65,11 @@ impl LakePath {
         if text.contains('\\') {
             return Err(PathError::Backslash);
         }
-        if is_drive(text) {
-            return Err(PathError::Drive);
-        }
         for (depth, name) in text.split('/').enumerate() {
             if depth >= PATH_DEPTH_MAX {
                 return Err(PathError::TooDeep);
             }
             check_name(name)?;
-            if depth == 0 && name.eq_ignore_ascii_case(OWN_FOLDER) {
-                return Err(PathError::OwnFolder);
-            }
         }
         Ok(Self(text.into()))
     }
@@ -114,17 +111,42 @@ impl LakePath {
     }
 }
 
-fn is_drive(text: &str) -> bool {
-    let b = text.as_bytes();
-    b.len() >= 2 && b[0].is_ascii_alphabetic() && b[1] == b':' && (b.len() == 2 || b[2] == b'/')
+/// `C:`, and `C:x` too: it means `x` in the current folder of drive C.
+fn is_drive(name: &str) -> bool {
+    matches!(name.as_bytes(), [letter, b':', ..] if letter.is_ascii_alphabetic())
+}
+
+/// Whether some file system takes the name for [`OWN_FOLDER`]: another case, dots or blanks at the
+/// end, a stream of it, characters that are ignored in names, the long s, or its short name.
+fn is_own_folder(name: &str) -> bool {
+    let name = name.split(':').next().unwrap_or(name);
+    let folded: String = name.chars().filter(|c| !is_ignorable(*c)).map(fold).collect();
+    let folded = folded.trim_end_matches(['.', ' ']);
+    let short = folded.strip_prefix("sluice~");
+    folded == OWN_FOLDER || short.is_some_and(|n| !n.is_empty() && n.bytes().all(|b| b.is_ascii_digit()))
+}
+
+fn fold(c: char) -> char {
+    if c == 'ſ' { 's' } else { c.to_ascii_lowercase() }
+}
+
+fn is_ignorable(c: char) -> bool {
+    matches!(c, '\u{200b}'..='\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2060}'..='\u{206f}' | '\u{feff}')
 }
 
 fn check_name(name: &str) -> Result<(), PathError> {
     if name.is_empty() {
         return Err(PathError::EmptyName);
     }
-    if name == "." || name == ".." {
+    // `...` and `.. ` too: some systems drop dots and blanks at the end of a name.
+    if name.chars().all(|c| matches!(c, '.' | ' ')) {
         return Err(PathError::Dots);
+    }
+    if is_drive(name) {
+        return Err(PathError::Drive);
+    }
+    if is_own_folder(name) {
+        return Err(PathError::OwnFolder);
     }
     if name.len() > PATH_NAME_BYTES_MAX {
         return Err(PathError::NameTooLong);
@@ -132,8 +154,8 @@ fn check_name(name: &str) -> Result<(), PathError> {
     if name.chars().any(|c| c.is_control()) {
         return Err(PathError::Control);
     }
-    // Windows reads `NUL`, `nul.txt` and `nul .tar.gz` as the device.
-    let stem = name.split('.').next().unwrap_or(name).trim_end();
+    // Windows reads `NUL`, `nul.txt`, `nul:x` and `nul .tar.gz` as the device.
+    let stem = name.split(['.', ':']).next().unwrap_or(name).trim_end();
     if is_reserved(stem) {
         return Err(PathError::Reserved);
     }
@@ -141,7 +163,7 @@ fn check_name(name: &str) -> Result<(), PathError> {
 }
 
 fn is_reserved(stem: &str) -> bool {
-    const DEVICES: [&str; 6] = ["CON", "PRN", "AUX", "NUL", "CONIN$", "CONOUT$"];
+    const DEVICES: [&str; 7] = ["CON", "PRN", "AUX", "NUL", "CONIN$", "CONOUT$", "CLOCK$"];
     if DEVICES.iter().any(|d| stem.eq_ignore_ascii_case(d)) {
         return true;
     }
@@ -176,9 +198,8 @@ impl Wire for LakePath {
     }
     fn get(d: &mut Dec<'_>) -> Result<Self, CodecError> {
         let text = d.str()?;
-        Self::parse(text).map_err(|e| {
-            CodecError::Invalid(format!("{:?}: {e}", text.chars().take(80).collect::<String>()))
-        })
+        Self::parse(text)
+            .map_err(|e| CodecError::Invalid(format!("{:?}: {e}", text.chars().take(80).collect::<String>())))
     }
 }
 

@@ -7,7 +7,7 @@
 use std::collections::BTreeMap;
 use std::ops::Range;
 
-use crate::chunks::{Chunk, ChunkList};
+use crate::chunks::ChunkList;
 use crate::ids::{BlobHash, ChunkHash};
 use crate::limits::{FETCH_GAP_BYTES, GROUP_BYTES};
 
@@ -168,19 +168,16 @@ pub fn plan_blob(wanted: Wanted, list: Option<&ChunkList>, here: &dyn Holdings) 
     let Some(list) = list.filter(|l| l.size == wanted.size) else {
         return fetch_all(wanted, whole);
     };
-    let found: Vec<(u64, Chunk, Option<ChunkSource>)> =
-        list.extents().map(|(at, c)| (at, c, here.chunk(&c.hash, c.len))).collect();
-    let missing = found.iter().filter(|f| f.2.is_none()).map(|(at, c, _)| *at..at + u64::from(c.len));
+    let mut copies = Vec::new();
+    let missing = list.extents().filter_map(|(at, chunk)| match here.chunk(&chunk.hash, chunk.len) {
+        Some(from) => {
+            copies.push(CopyRange { from, to: at, len: chunk.len, hash: chunk.hash });
+            None
+        }
+        None => Some(at..at + u64::from(chunk.len)),
+    });
     let fetch = coalesce(missing, wanted.size);
-    let covered = |r: &Range<u64>| fetch.iter().any(|f| f.start <= r.start && r.end <= f.end);
-    let copies: Vec<CopyRange> = found
-        .iter()
-        .filter_map(|(at, c, source)| {
-            let from = (*source)?;
-            let inside = covered(&(*at..at + u64::from(c.len)));
-            (!inside).then_some(CopyRange { from, to: *at, len: c.len, hash: c.hash })
-        })
-        .collect();
+    drop_fetched(&mut copies, &fetch);
     if copies.is_empty() {
         return fetch_all(wanted, whole);
     }
@@ -190,6 +187,18 @@ pub fn plan_blob(wanted: Wanted, list: Option<&ChunkList>, here: &dyn Holdings) 
 fn fetch_all(wanted: Wanted, whole: Range<u64>) -> BlobPlan {
     let fetch = if whole.is_empty() { vec![] } else { vec![whole] };
     BlobPlan { wanted, rung: Rung::Fetch, copies: vec![], fetch }
+}
+
+/// Drops copies that lie wholly in a range that is fetched anyway. Both lists ascend, so one pass is enough.
+fn drop_fetched(copies: &mut Vec<CopyRange>, fetch: &[Range<u64>]) {
+    let mut fetch = fetch.iter().peekable();
+    copies.retain(|copy| {
+        let end = copy.to + u64::from(copy.len);
+        while fetch.peek().is_some_and(|f| f.end < end) {
+            fetch.next();
+        }
+        fetch.peek().is_none_or(|f| copy.to < f.start)
+    });
 }
 
 /// Rounds ascending ranges outward to groups and joins those that overlap or lie closer than the gap.

@@ -30,6 +30,12 @@ impl Document for Envelope {
     const KIND: &'static str = "sluice/signed";
     const VERSION: u64 = 1;
     const BYTES_MAX: usize = limits::GRANTS_BYTES_MAX + limits::SIGNED_BYTES_MAX;
+
+    /// The signature covers the payload alone, so an envelope must hold nothing else: whoever passed
+    /// it on could add a field, and the same signed thing would have two hashes.
+    fn check(&self) -> Result<(), CodecError> {
+        if self.unknown.is_empty() { Ok(()) } else { Err(CodecError::NotCanonical) }
+    }
 }
 
 /// Why a signed document is not believed.
@@ -50,9 +56,17 @@ pub struct Signed<T> {
 }
 
 impl<T: Signable> Signed<T> {
-    /// Signs `value` with the key of [`Signable::signer`].
+    /// Signs `value` with the key of [`Signable::signer`]. Whoever puts texts of a person into
+    /// `value` calls its [`Document::check`] before and says what is wrong.
+    ///
+    /// # Panics
+    /// When the key is another one or the value does not pass its check: nobody would believe it,
+    /// the signing site included, so it must never be stored.
     pub fn sign(key: &SigningKey, value: T) -> Self {
-        debug_assert_eq!(value.signer().0, key.verifying_key().to_bytes());
+        assert_eq!(value.signer().0, key.verifying_key().to_bytes(), "signed with another site's key");
+        if let Err(e) = value.check() {
+            panic!("signed a {} that nobody would read: {e}", T::KIND);
+        }
         let payload = value.to_bytes();
         let signature = key.sign(&message::<T>(&payload)).to_bytes();
         Self::assemble(value, payload, signature)
@@ -66,23 +80,14 @@ impl<T: Signable> Signed<T> {
         let bad = |_| SignedError::BadSignature { signer };
         let key = VerifyingKey::from_bytes(&signer.0).map_err(bad)?;
         let signature = Signature::from_bytes(&envelope.signature);
-        key.verify_strict(&message::<T>(&envelope.payload.0), &signature)
-            .map_err(bad)?;
+        key.verify_strict(&message::<T>(&envelope.payload.0), &signature).map_err(bad)?;
         Ok(Self::assemble(value, envelope.payload.0, envelope.signature))
     }
 
     fn assemble(value: T, payload: Vec<u8>, signature: [u8; 64]) -> Self {
         let payload_hash = *blake3::hash(&payload).as_bytes();
-        let envelope = Envelope {
-            payload: Bytes(payload),
-            signature,
-            unknown: Default::default(),
-        };
-        Self {
-            value,
-            bytes: envelope.to_bytes(),
-            payload_hash,
-        }
+        let envelope = Envelope { payload: Bytes(payload), signature, unknown: Default::default() };
+        Self { value, bytes: envelope.to_bytes(), payload_hash }
     }
 
     /// The envelope's bytes.

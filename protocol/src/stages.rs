@@ -100,11 +100,7 @@ fn delta(path: &LakePath) -> Stage {
         return stage(3);
     }
     // `N.json`, `N.crc` and `N.M.compacted.json` appear with their (last) version.
-    let version = name
-        .split('.')
-        .take_while(|part| digits(part).is_some())
-        .filter_map(digits)
-        .last();
+    let version = name.split('.').take_while(|part| digits(part).is_some()).filter_map(digits).last();
     match version {
         Some(version) => Stage { rank: 2, version },
         None => stage(2),
@@ -119,9 +115,7 @@ fn lance(path: &LakePath) -> Stage {
         // A branch is a dataset of its own below `tree/<branch>/`.
         Some("tree") => match path.as_str() {
             p if p.contains("/_transactions/") => stage(1),
-            p if p.contains("/_versions/") => {
-                Stage { rank: 2, version: lance_version(path.file_name()) }
-            }
+            p if p.contains("/_versions/") => Stage { rank: 2, version: lance_version(path.file_name()) },
             _ => stage(DATA),
         },
         _ => stage(DATA),
@@ -156,8 +150,7 @@ mod tests {
     use super::*;
 
     fn order(kind: SectionKind, paths: &[&str]) {
-        let stages: Vec<Stage> =
-            paths.iter().map(|p| stage_of(kind, &LakePath::parse(p).unwrap())).collect();
+        let stages: Vec<Stage> = paths.iter().map(|p| stage_of(kind, &LakePath::parse(p).unwrap())).collect();
         assert!(stages.is_sorted(), "{paths:?} {stages:?}");
         assert!(stages.first() < stages.last());
     }
