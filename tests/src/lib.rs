@@ -1,1 +1,15 @@
+//! Worlds for tests: real `sluice up` processes with homes of their own, and lakes that other
+//! people's libraries write and read.
+//!
+//! Invariant: nothing here looks inside a site. Tests see what a user sees (the command line, the
+//! files, the sockets), so they hold whatever the house looks like within.
 
+pub mod lake;
+pub mod outsider;
+pub mod site;
+pub mod wait;
+pub mod world;
+
+pub use lake::{Lake, differences, inspect, python};
+pub use site::{Output, Site};
+pub use world::World;

@@ -1,0 +1,80 @@
+# `make demo` and `make test` are all a newcomer needs; each installs what it lacks (tools/setup.sh).
+# Profiles are in Cargo.toml. Everything that is cached lies in one folder of the user.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+
+CACHE := $(if $(XDG_CACHE_HOME),$(XDG_CACHE_HOME),$(HOME)/.cache)/sluice
+export PATH := $(CACHE)/tools/bin:$(PATH)
+TARGET := $(if $(CARGO_TARGET_DIR),$(CARGO_TARGET_DIR),$(CURDIR)/target)
+REQUIREMENTS := $(shell sha256sum tests/python/requirements.txt | cut -c1-16)
+
+# The tests start this binary and run their scripts with this Python.
+export SLUICE_BIN ?= $(TARGET)/debug/sluice
+export SLUICE_PYTHON ?= $(CACHE)/venv-$(REQUIREMENTS)/bin/python
+
+# Without the engine: what most work touches, built in a folder of its own so that
+# the two sets of features do not rebuild each other.
+CORE := --workspace --exclude sluice-indexer --no-default-features
+CORE_TARGET := $(TARGET)/core
+LINTS := -D warnings -D clippy::too_many_lines
+
+.PHONY: help setup demo test test-core build fmt fmt-check lint lint-core tests doc deny
+
+help:
+	@echo 'make demo       build Sluice and let two sites on this machine copy a lake'
+	@echo 'make test       formatting, lints, all tests, docs, dependencies: what CI runs'
+	@echo 'make test-core  tests of everything that needs no table engine: a few minutes'
+	@echo 'make fmt        format the code'
+	@echo 'make lint       clippy, no warnings allowed'
+	@echo 'make setup      install what building and testing need'
+
+setup:
+	@tools/setup.sh test
+
+demo:
+	@tools/setup.sh build
+	cargo build --locked --workspace --bin sluice
+	$(SLUICE_BIN) demo
+
+# In the order in which a failure is cheapest.
+test: setup
+	@$(MAKE) --no-print-directory fmt-check
+	@mkdir -p $(TARGET) && tools/deny.sh | tee $(TARGET)/deny.outcome
+	@$(MAKE) --no-print-directory lint
+	@$(MAKE) --no-print-directory tests
+	@$(MAKE) --no-print-directory doc
+	@echo "make test: all passed: formatting, clippy (with and without the engine), all tests (engine and Python interoperation), docs, $$(cat $(TARGET)/deny.outcome)"
+
+fmt:
+	cargo fmt --all
+
+fmt-check:
+	cargo fmt --all --check
+
+lint: lint-core
+	cargo clippy --locked --workspace --all-targets -- $(LINTS)
+
+lint-core:
+	CARGO_TARGET_DIR=$(CORE_TARGET) cargo clippy --locked $(CORE) --all-targets -- $(LINTS)
+
+# One build for the binary and the tests, with one set of features.
+build:
+	cargo build --locked --workspace --bins --tests
+
+tests: build
+	cargo nextest run --locked --workspace
+	cargo test --locked --workspace --doc --quiet
+
+test-core: SLUICE_BIN := $(CORE_TARGET)/debug/sluice
+test-core:
+	@tools/setup.sh test
+	CARGO_TARGET_DIR=$(CORE_TARGET) cargo build --locked $(CORE) --bins --tests
+	CARGO_TARGET_DIR=$(CORE_TARGET) cargo nextest run --locked $(CORE)
+
+doc:
+	RUSTDOCFLAGS='-D warnings' cargo doc --locked --workspace --no-deps --quiet
+
+deny:
+	@tools/deny.sh

@@ -1,0 +1,59 @@
+#!/usr/bin/env python3
+"""Makes a lake, changes it one named step at a time, and says what is in it.
+
+    lake.py make DIR                  a new lake, the same rows for the same --seed
+    lake.py steps                     the names of the steps, in their order
+    lake.py change DIR STEP           one step on an existing lake
+    lake.py inspect DIR               everything a reader can see, as JSON on stdout
+
+The tables are written and read by deltalake, pylance and safetensors, never by Sluice:
+`inspect` of a source and of its replica must be equal, and this file knows nothing of how
+they came to be. Invariant: `inspect` writes nothing below DIR.
+"""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+import changing
+import inspecting
+import making
+
+
+def parse_arguments():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    verbs = parser.add_subparsers(dest="verb", required=True)
+
+    make = verbs.add_parser("make", help="write a new lake")
+    make.add_argument("dir", type=Path)
+    make.add_argument("--seed", type=int, default=7)
+    make.add_argument("--csv-mib", type=int, default=20, help="size of raw/measurements.csv")
+    make.add_argument("--binary-mib", type=int, default=22, help="size of raw/scan 01.bin")
+
+    verbs.add_parser("steps", help="list the steps in their order")
+
+    change = verbs.add_parser("change", help="do one step")
+    change.add_argument("dir", type=Path)
+    change.add_argument("step", choices=list(changing.STEPS))
+
+    inspect = verbs.add_parser("inspect", help="print what a reader sees")
+    inspect.add_argument("dir", type=Path)
+    return parser.parse_args()
+
+
+def main():
+    arguments = parse_arguments()
+    if arguments.verb == "make":
+        making.make(arguments.dir, arguments.seed, arguments.csv_mib, arguments.binary_mib)
+    elif arguments.verb == "steps":
+        print("\n".join(changing.STEPS))
+    elif arguments.verb == "change":
+        changing.STEPS[arguments.step](arguments.dir)
+    else:
+        json.dump(inspecting.inspect(arguments.dir), sys.stdout, indent=1, sort_keys=True)
+        print()
+
+
+if __name__ == "__main__":
+    main()
