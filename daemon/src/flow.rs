@@ -33,6 +33,7 @@ use sluice_store::pins::{self, PinOptions, PinReport};
 use sluice_store::publish::{self, PublishOptions, Published};
 use sluice_store::scan::{Previous, ScanOptions, scan};
 use sluice_store::snapshot::{self, Snapshot};
+use sluice_store::staging::Staging;
 use sluice_store::verify::{Received, Verified, verify};
 use sluice_store::watch::Watch;
 
@@ -346,6 +347,11 @@ async fn published(
             journal::write(b, "published", Some(space), None, &format!("{} (seq {})", head.manifest, head.seq))
         });
         counted.or_explain()?;
+        // What an older, overtaken version had left in staging is wanted no more.
+        let swept = Staging::open(&lake, space, &site.catalog).and_then(|staging| staging.sweep(&|_| false));
+        if let Err(e) = swept {
+            job.note(format!("what is left in staging stays for now: {e}"));
+        }
         Ok(published)
     })
     .await

@@ -140,3 +140,70 @@ async fn a_grant_for_one_section_reaches_no_other() {
     assert!(world.dir.path().join("part/metadata/doc 5.json").exists());
     assert!(!world.dir.path().join("part/raw").exists());
 }
+
+#[test]
+fn of_many_sites_that_redeem_one_ticket_at_once_one_gets_in() {
+    use ed25519_dalek::SigningKey;
+    use sluice_daemon::pairing::{self, Invite};
+    use sluice_protocol::card::SiteCard;
+    use sluice_protocol::codec::Bytes;
+    use sluice_protocol::grants::{Genesis, GrantSet};
+    use sluice_protocol::ids::SiteId;
+    use sluice_protocol::messages::{PairRequest, REFUSED_USED};
+
+    let dir = tempfile::tempdir().unwrap();
+    let catalog = Catalog::open(dir.path()).unwrap();
+    let owner = SigningKey::from_bytes(&[1; 32]);
+    let id = |key: &SigningKey| SiteId(key.verifying_key().to_bytes());
+    let genesis = Genesis {
+        owner: id(&owner),
+        name: "acme".into(),
+        nonce: [0; 16],
+        recovery: None,
+        created_ms: 0,
+        unknown: Default::default(),
+    };
+    let space = genesis.space_id();
+    let grants =
+        Signed::sign(&owner, GrantSet { genesis, seq: 0, grants: vec![], time_ms: 0, unknown: Default::default() });
+    catalog.write(|b| b.put_grants(&space, &grants)).unwrap();
+    let ticket = pairing::invite(&catalog, Invite {
+        space,
+        space_name: "acme".into(),
+        sections: vec![],
+        life_ms: 60_000,
+        site: id(&owner),
+        addresses: vec![],
+    })
+    .unwrap();
+
+    let redeem = |n: u8| {
+        let key = SigningKey::from_bytes(&[n; 32]);
+        let card = Signed::sign(&key, SiteCard {
+            site: id(&key),
+            name: format!("site{n}"),
+            quic: vec![],
+            tls: vec![],
+            time_ms: 1,
+            unknown: Default::default(),
+        });
+        let request = PairRequest {
+            secret: ticket.body().secret,
+            space,
+            card: Bytes(card.bytes().to_vec()),
+            unknown: Default::default(),
+        };
+        pairing::admit(&catalog, &owner, id(&key), &request)
+    };
+    let answers: Vec<_> = std::thread::scope(|s| {
+        let all: Vec<_> = (2..66).map(|n| s.spawn({ let redeem = &redeem; move || redeem(n) })).collect();
+        all.into_iter().map(|t| t.join().unwrap()).collect()
+    });
+    assert_eq!(answers.iter().filter(|a| a.is_ok()).count(), 1);
+    assert!(answers.iter().filter_map(|a| a.as_ref().err()).all(|r| r.code == REFUSED_USED));
+    let granted = catalog.read().unwrap().grants(&space).unwrap().unwrap();
+    assert_eq!(granted.grants.len(), 1);
+    // The site that got in may ask again, since the answer may have been lost.
+    let winner = answers.iter().position(|a| a.is_ok()).unwrap() as u8 + 2;
+    assert!(redeem(winner).is_ok());
+}

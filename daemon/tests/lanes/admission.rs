@@ -194,7 +194,7 @@ async fn addresses_are_what_a_ticket_needs() {
     let given = "192.0.2.9:7711".parse().unwrap();
     let a = QuicLane::bind(QuicConfig { addresses: vec![given], ..config(1) }).await.unwrap();
     let found = a.local_addresses();
-    assert!(found.contains(&given), "{found:?}");
+    assert_eq!(found[0], given, "what was configured comes first: {found:?}");
     assert!(found.iter().all(|x| x.port() != 0 && !x.ip().is_unspecified()), "{found:?}");
     assert!(found.last().unwrap().ip().is_loopback(), "{found:?}");
     let quiet = QuicLane::bind(QuicConfig { loopback: false, ..QuicConfig::new(key(2)) }).await.unwrap();
@@ -218,14 +218,35 @@ async fn neighbours_on_one_machine_meet_without_loopback() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_peer_that_restarts_is_found_again() {
     let host = Double::knowing(&[site(2)]);
+    let hash = host.holds(b"acme");
     let a = serving(1, host.clone()).await;
     let b = lane(2).await;
     let peer = b.connect(a.site(), &loopback(&a)).await.unwrap();
     assert_eq!(peer.message(&heads()).await.unwrap(), Message::Done);
+    assert_eq!(&peer.fetch_small(hash, 10).await.unwrap()[..], b"acme");
     let port = a.port();
     a.close().await;
     let again = QuicLane::bind(QuicConfig { port, ..config(1) }).await.unwrap();
     again.serve(host).unwrap();
     assert_eq!(peer.message(&heads()).await.unwrap(), Message::Done);
+    assert_eq!(&peer.fetch_small(hash, 10).await.unwrap()[..], b"acme");
     assert!(matches!(again.serve(Double::knowing(&[])), Err(LaneError::AlreadyServing)));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_dropped_lane_is_gone_and_a_closed_one_says_so() {
+    let host = Double::knowing(&[site(2)]);
+    let a = serving(1, host.clone()).await;
+    let b = QuicLane::bind(QuicConfig { connect_timeout: Duration::from_millis(500), ..config(2) }).await.unwrap();
+    let peer = b.connect(a.site(), &loopback(&a)).await.unwrap();
+    assert_eq!(peer.message(&heads()).await.unwrap(), Message::Done);
+    drop(a);
+    let e = peer.message(&heads()).await.unwrap_err();
+    assert!(e.is_retryable(), "{e}");
+    b.close().await;
+    b.close().await;
+    let e = peer.message(&heads()).await.unwrap_err();
+    assert!(matches!(e, LaneError::Closed | LaneError::Lost { .. }), "{e}");
+    assert!(b.local_addresses().is_empty());
+    assert!(matches!(b.serve(host), Err(LaneError::Closed)));
 }

@@ -80,8 +80,8 @@ async fn we_fetch_from_the_stock_provider() {
         let hash = BlobHash::of(&data);
         store.add_bytes(data.clone()).await.unwrap();
         let sink = Collected::of(size as u64);
-        let ranges = [0..size as u64];
-        let stats = peer.fetch(hash, size as u64, &ranges, sink.clone()).await.unwrap();
+        let whole = 0..size as u64;
+        let stats = peer.fetch(hash, size as u64, std::slice::from_ref(&whole), sink.clone()).await.unwrap();
         assert!(sink.data() == data, "{size} bytes");
         assert!(sink.pairs() == outboard(&data), "the tree of {size} bytes");
         assert_eq!(stats.payload, size as u64);
