@@ -54,7 +54,11 @@ impl Client {
     }
 
     /// Like [`Client::call`], read as the type that this operation answers with.
-    pub async fn ask<T: DeserializeOwned>(&self, op: &Operation, watch: &mut (dyn FnMut(Progress) + Send)) -> Result<T, ApiError> {
+    pub async fn ask<T: DeserializeOwned>(
+        &self,
+        op: &Operation,
+        watch: &mut (dyn FnMut(Progress) + Send),
+    ) -> Result<T, ApiError> {
         let value = self.call(op, watch).await?;
         serde_json::from_value(value).map_err(|e| strange(&format!("its answer has another shape than expected ({e})")))
     }
@@ -75,7 +79,11 @@ impl Client {
                 if !self.home.join("site.key").exists() {
                     return HomeError::Missing(self.home.clone()).into();
                 }
-                ApiError::new(Failure::Error, format!("the site in `{home}` is not running"), "start it with `sluice up`")
+                ApiError::new(
+                    Failure::Error,
+                    format!("the site in `{home}` is not running"),
+                    "start it with `sluice up`",
+                )
             }
             io::ErrorKind::PermissionDenied => ApiError::new(
                 Failure::Error,
@@ -96,7 +104,11 @@ impl Client {
         )
     }
 
-    async fn read(&self, response: Response<Incoming>, watch: &mut (dyn FnMut(Progress) + Send)) -> Result<Value, ApiError> {
+    async fn read(
+        &self,
+        response: Response<Incoming>,
+        watch: &mut (dyn FnMut(Progress) + Send),
+    ) -> Result<Value, ApiError> {
         let is_lines = response.headers().get(CONTENT_TYPE).is_some_and(|t| t == sluice_web::LINES);
         let mut body = response.into_body();
         let mut buffer = BytesMut::new();
@@ -129,7 +141,11 @@ impl Client {
 }
 
 fn strange(what: &str) -> ApiError {
-    ApiError::new(Failure::Error, format!("the site was not understood: {what}"), "the daemon and this command should be of the same version")
+    ApiError::new(
+        Failure::Error,
+        format!("the site was not understood: {what}"),
+        "the daemon and this command should be of the same version",
+    )
 }
 
 /// Reads one line: progress, or the end.
@@ -197,7 +213,9 @@ fn route(op: &Operation) -> (Method, String, Option<Value>) {
         }
         Operation::Sync { space: Some(space), dry_run } => post(of(space, "/sync"), json!({"dry_run": dry_run})),
         Operation::Sync { space: None, dry_run } => post("/v1/sync".into(), json!({"dry_run": dry_run})),
-        Operation::Path { space, section } => get(of(space, &format!("/path{}", query(&[("section", section.as_deref())])))),
+        Operation::Path { space, section } => {
+            get(of(space, &format!("/path{}", query(&[("section", section.as_deref())]))))
+        }
         Operation::Verify { space, deep } => post(of(space, "/verify"), json!({"deep": deep})),
         Operation::Shutdown => post("/v1/shutdown".into(), json!({})),
     }

@@ -213,9 +213,13 @@ impl From<ConfigError> for ApiError {
     fn from(error: ConfigError) -> Self {
         let hint = match &error {
             ConfigError::NoVersion { .. } => format!("add the line `config_version = {CONFIG_VERSION}` at its top"),
-            ConfigError::Version { .. } => "use the program that wrote it, or write the settings anew from docs/operations.md".into(),
+            ConfigError::Version { .. } => {
+                "use the program that wrote it, or write the settings anew from docs/operations.md".into()
+            }
             ConfigError::UnknownKey { nearest: Some(near), .. } => format!("did you mean `{near}`?"),
-            ConfigError::UnknownKey { .. } | ConfigError::Invalid { .. } => "docs/operations.md lists the settings".into(),
+            ConfigError::UnknownKey { .. } | ConfigError::Invalid { .. } => {
+                "docs/operations.md lists the settings".into()
+            }
             ConfigError::Unreadable { .. } => "restore it, or delete it to take the defaults".into(),
             _ => "correct it, or delete it to take the defaults".into(),
         };
@@ -250,7 +254,10 @@ impl Config {
     }
 
     /// Reads `path`, and over it those of `variables` that begin with [`VARIABLE_PREFIX`].
-    pub fn from_layers(path: &Path, variables: impl IntoIterator<Item = (String, String)>) -> Result<Self, ConfigError> {
+    pub fn from_layers(
+        path: &Path,
+        variables: impl IntoIterator<Item = (String, String)>,
+    ) -> Result<Self, ConfigError> {
         let file = read_file(path)?;
         let environment = read_variables(variables)?;
         let config: Config = Figment::from(figment::providers::Serialized::defaults(Config::default()))
@@ -312,13 +319,18 @@ fn read_file(path: &Path) -> Result<Dict, ConfigError> {
     if text.len() as u64 > FILE_BYTES_MAX {
         return Err(ConfigError::TooLong { path: path.into() });
     }
-    let table: toml::Table = toml::from_str(&text).map_err(|e| ConfigError::Syntax { path: path.into(), problem: one_line(&e, &text) })?;
+    let table: toml::Table =
+        toml::from_str(&text).map_err(|e| ConfigError::Syntax { path: path.into(), problem: one_line(&e, &text) })?;
     match table.get("config_version") {
         None => return Err(ConfigError::NoVersion { path: path.into() }),
         Some(toml::Value::Integer(v)) if u64::try_from(*v) == Ok(CONFIG_VERSION) => {}
         Some(other) => return Err(ConfigError::Version { path: path.into(), found: other.to_string() }),
     }
-    keys::check(&table).map_err(|(key, nearest)| ConfigError::UnknownKey { origin: format!("`{}`", path.display()), key, nearest })?;
+    keys::check(&table).map_err(|(key, nearest)| ConfigError::UnknownKey {
+        origin: format!("`{}`", path.display()),
+        key,
+        nearest,
+    })?;
     let wrong = |problem: String| ConfigError::Syntax { path: path.into(), problem };
     let value = Value::serialize(&table).map_err(|e| wrong(e.to_string()))?;
     value.into_dict().ok_or_else(|| wrong("a table is expected".into()))

@@ -41,7 +41,11 @@ pub struct Patient<'a> {
 pub enum Daemon {
     Down,
     /// The addresses it holds, as it says them; the API's may be closed.
-    Up { pid: u32, p2p: Vec<String>, api: Option<String> },
+    Up {
+        pid: u32,
+        p2p: Vec<String>,
+        api: Option<String>,
+    },
 }
 
 /// What a catalog holds.
@@ -73,7 +77,8 @@ pub fn report(checks: Vec<Check>) -> Doctor {
 pub fn contents_check(contents: Contents) -> Check {
     let Contents { spaces, blobs, bytes } = contents;
     let clean = if contents == (Contents { spaces: 0, blobs: 0, bytes: 0 }) { ": the site is clean" } else { "" };
-    good("contents", format!("{spaces} spaces, {blobs} blobs, {bytes} bytes{clean}"))
+    let count = |n: u64, one: &str| if n == 1 { format!("1 {one}") } else { format!("{n} {one}s") };
+    good("contents", format!("{}, {}, {}{clean}", count(spaces, "space"), count(blobs, "blob"), count(bytes, "byte")))
 }
 
 /// A finding that needs nothing done.
@@ -151,7 +156,12 @@ fn bindable(check: &str, kind: &str, port: u16, setting: &str, bound: std::io::R
             format!("{kind} {port} is taken by another program"),
             format!("stop that program (`ss -lpn`), or set `{setting}` in config.toml"),
         ),
-        Err(e) => advise(check, Health::Bad, format!("{kind} {port} cannot be opened: {e}"), format!("set `{setting}` in config.toml")),
+        Err(e) => advise(
+            check,
+            Health::Bad,
+            format!("{kind} {port} cannot be opened: {e}"),
+            format!("set `{setting}` in config.toml"),
+        ),
     }
 }
 
@@ -166,14 +176,26 @@ fn buffer_check(name: &str) -> Check {
             format!("{bytes} bytes: fast links will lose packets"),
             format!("run `sysctl -w net.core.{name}={UDP_BUFFER_BYTES}` as root, and put it into /etc/sysctl.d"),
         ),
-        None => advise(&check, Health::Warning, "this system does not tell", "see that UDP sockets may have buffers of 8 MiB"),
+        None => advise(
+            &check,
+            Health::Warning,
+            "this system does not tell",
+            "see that UDP sockets may have buffers of 8 MiB",
+        ),
     }
 }
 
 fn disk_check(check: &str, path: &Path) -> Check {
     let stat = match rustix::fs::statvfs(path) {
         Ok(stat) => stat,
-        Err(e) => return advise(check, Health::Bad, format!("{} cannot be looked at: {e}", path.display()), "check that it is there"),
+        Err(e) => {
+            return advise(
+                check,
+                Health::Bad,
+                format!("{} cannot be looked at: {e}", path.display()),
+                "check that it is there",
+            );
+        }
     };
     let free = stat.f_bavail.saturating_mul(stat.f_frsize);
     let found = format!("{} MiB free at {}", free >> 20, path.display());
@@ -182,7 +204,12 @@ fn disk_check(check: &str, path: &Path) -> Check {
     } else if free < DISK_SHORT_BYTES {
         advise(check, Health::Warning, found, "make room before a large version arrives")
     } else if stat.f_files > 0 && stat.f_favail < 10_000 {
-        advise(check, Health::Warning, format!("{} files can still be made at {}", stat.f_favail, path.display()), "make room for more files")
+        advise(
+            check,
+            Health::Warning,
+            format!("{} files can still be made at {}", stat.f_favail, path.display()),
+            "make room for more files",
+        )
     } else {
         good(check, found)
     }
@@ -192,7 +219,10 @@ fn lake_check(name: &str, lake: &Path) -> Check {
     let check = format!("lake of {name}");
     let read_only = rustix::fs::statvfs(lake).is_ok_and(|s| s.f_flag.contains(rustix::fs::StatVfsMountFlags::RDONLY));
     if read_only {
-        return good(&check, format!("{} is mounted read-only: it is shared without keeping old versions", lake.display()));
+        return good(
+            &check,
+            format!("{} is mounted read-only: it is shared without keeping old versions", lake.display()),
+        );
     }
     disk_check(&check, lake)
 }
@@ -221,7 +251,14 @@ fn clock_check(home: &Path) -> Check {
 fn feature_checks(home: &Path) -> Vec<Check> {
     let folder = match tempfile_in(home) {
         Ok(folder) => folder,
-        Err(e) => return vec![advise("file system", Health::Bad, format!("nothing can be written into {}: {e}", home.display()), "check its mode and its disk")],
+        Err(e) => {
+            return vec![advise(
+                "file system",
+                Health::Bad,
+                format!("nothing can be written into {}: {e}", home.display()),
+                "check its mode and its disk",
+            )];
+        }
     };
     let from = folder.0.join("from");
     let tried = fs::write(&from, [7; 4096]).and_then(|()| fs::File::open(&from));
@@ -234,11 +271,21 @@ fn feature_checks(home: &Path) -> Vec<Check> {
                 .map(|()| "blocks can be shared (reflink)".to_string());
             vec![
                 linked.map_or_else(
-                    |e| advise("hard links", Health::Warning, format!("not here ({e})"), "old versions will not be kept on such a file system"),
+                    |e| {
+                        advise(
+                            "hard links",
+                            Health::Warning,
+                            format!("not here ({e})"),
+                            "old versions will not be kept on such a file system",
+                        )
+                    },
                     |found| good("hard links", found),
                 ),
                 // Most file systems have none; nothing is wrong with that.
-                good("reflinks", shared.unwrap_or_else(|_| "not here: changing files are kept only with `pins.copy = true`".into())),
+                good(
+                    "reflinks",
+                    shared.unwrap_or_else(|_| "not here: changing files are kept only with `pins.copy = true`".into()),
+                ),
             ]
         }
     };
@@ -272,8 +319,13 @@ mod tests {
         let home = Home::init(&folder.path().join("h"), "acme", true).unwrap().home;
         setup(home.root());
         let before = names(home.root());
-        let checks =
-            examine(&Patient { home: home.root(), config, allow_volatile: true, lakes: &[("acme".into(), folder.path().into())], daemon: Daemon::Down });
+        let checks = examine(&Patient {
+            home: home.root(),
+            config,
+            allow_volatile: true,
+            lakes: &[("acme".into(), folder.path().into())],
+            daemon: Daemon::Down,
+        });
         assert_eq!(names(home.root()), before, "looking changed something");
         checks
     }
@@ -298,7 +350,9 @@ mod tests {
     fn a_sound_home_is_good() {
         let checks = examined(|_| {}, &free_ports());
         assert!(report(checks.clone()).ok, "{checks:?}");
-        for name in ["home", "port for peers", "port of the API", "clock", "hard links", "disk of the home", "lake of acme"] {
+        for name in
+            ["home", "port for peers", "port of the API", "clock", "hard links", "disk of the home", "lake of acme"]
+        {
             assert_eq!(found(&checks, name).health, Health::Good, "{name}");
         }
         assert_eq!(found(&checks, "daemon").health, Health::Warning);
@@ -310,7 +364,8 @@ mod tests {
         let udp = UdpSocket::bind("0.0.0.0:0").unwrap();
         let mut config = free_ports();
         config.p2p.port = udp.local_addr().unwrap().port();
-        let loosen = |home: &Path| fs::set_permissions(home.join("site.key"), fs::Permissions::from_mode(0o644)).unwrap();
+        let loosen =
+            |home: &Path| fs::set_permissions(home.join("site.key"), fs::Permissions::from_mode(0o644)).unwrap();
         let checks = examined(loosen, &config);
         assert!(!report(checks.clone()).ok);
         let home = found(&checks, "home");
@@ -322,7 +377,8 @@ mod tests {
     #[test]
     fn a_clock_that_went_back_is_seen() {
         let tomorrow = SystemTime::now() + Duration::from_secs(86_400);
-        let checks = examined(|home| fs::File::open(home.join("name")).unwrap().set_modified(tomorrow).unwrap(), &free_ports());
+        let checks =
+            examined(|home| fs::File::open(home.join("name")).unwrap().set_modified(tomorrow).unwrap(), &free_ports());
         assert_eq!(found(&checks, "clock").health, Health::Warning);
     }
 

@@ -68,7 +68,7 @@ impl Explain for CatalogError {
     fn hint(&self) -> Option<String> {
         match self {
             CatalogError::Corrupt { path, .. } => Some(format!(
-                "move `{}` aside and start again: the lakes are not touched, spaces are added or joined anew and what lies in them is not copied twice",
+                "move `{}` aside and start again: the lakes are not touched; add owned spaces anew, and join others anew into an empty folder",
                 path.display()
             )),
             CatalogError::UnknownSchema { .. } => hint("use the build that wrote it, or a newer one"),
@@ -148,6 +148,7 @@ impl Explain for VerifyError {
         match self {
             VerifyError::Cancelled | VerifyError::MissingBlobs { .. } => Failure::Incomplete,
             VerifyError::Catalog(e) => e.failure(),
+            VerifyError::Blob(_) => Failure::Error,
             _ => Failure::Verification,
         }
     }
@@ -165,14 +166,19 @@ impl Explain for PublishError {
     fn failure(&self) -> Failure {
         match self {
             PublishError::Diverged { .. } => Failure::Verification,
+            PublishError::Occupied { .. } | PublishError::Stranger { .. } => Failure::Error,
             _ => Failure::Incomplete,
         }
     }
     fn hint(&self) -> Option<String> {
         match self {
             PublishError::Diverged { .. } => hint(
-                "the file was changed here and is kept as it is; move it away, and run `sluice sync` again",
+                "this copy was changed by hand and is kept as it is; keep what you need of it elsewhere, take it away here, and run `sluice sync` again",
             ),
+            PublishError::Occupied { .. } | PublishError::Stranger { .. } => {
+                hint("move it away, and run `sluice sync` again")
+            }
+            PublishError::DiskFull { .. } => hint(DISK_FULL),
             _ => hint("run `sluice sync` again; what was live stays live until the new version is whole"),
         }
     }
@@ -219,7 +225,11 @@ impl Explain for LaneError {
 
 impl Explain for FetchError {
     fn failure(&self) -> Failure {
-        if self.is_corrupt() { Failure::Verification } else { Failure::Incomplete }
+        match self {
+            FetchError::TooLarge { .. } => Failure::Verification,
+            _ if self.is_corrupt() => Failure::Verification,
+            _ => Failure::Incomplete,
+        }
     }
     fn hint(&self) -> Option<String> {
         match self {
@@ -227,7 +237,7 @@ impl Explain for FetchError {
             FetchError::NotThere { .. } | FetchError::Refused { .. } => hint(
                 "the source changed since its snapshot, or took the grant back: run `sluice snapshot` there, then `sluice sync` here",
             ),
-            FetchError::Sink { source, .. } if source.kind() == io::ErrorKind::StorageFull => hint(DISK_FULL),
+            FetchError::Sink { source, .. } => io_hint(source),
             _ => hint("run `sluice sync` again: only what is missing is fetched"),
         }
     }
@@ -243,7 +253,7 @@ impl Explain for NewsError {
     fn hint(&self) -> Option<String> {
         match self {
             NewsError::Catalog(e) => Explain::hint(e),
-            NewsError::Chain(_) => hint("ask the owner: the source was set back to an older state, or somebody rewrites its history"),
+            NewsError::Chain(_) | NewsError::Grants(_) => hint("ask the owner: the source was set back to an older state, or somebody rewrites its history"),
             _ => None,
         }
     }
@@ -254,6 +264,8 @@ impl Explain for SyncError {
         match self {
             SyncError::Manifest(_) | SyncError::Corrupt { .. } => Failure::Verification,
             SyncError::Stopped | SyncError::Worker(_) => Failure::Incomplete,
+            SyncError::Gone { .. } | SyncError::NoRoom { .. } => Failure::Incomplete,
+            SyncError::NothingGranted => Failure::Error,
             SyncError::Fetch(e) => e.failure(),
             SyncError::Staging(e) => e.failure(),
             SyncError::News(e) => e.failure(),
@@ -267,6 +279,11 @@ impl Explain for SyncError {
             SyncError::Unreachable(_) => hint("check that the other site runs and that its UDP port is open from here"),
             SyncError::Refused { code, .. } => refusal_hint(*code),
             SyncError::Corrupt { .. } => hint("nothing wrong was kept; check the other site's disk with `sluice verify --deep` there"),
+            SyncError::Gone { .. } => hint(
+                "the source changed since its snapshot: run `sluice snapshot` there, then `sluice sync` here; what arrived is kept",
+            ),
+            SyncError::NoRoom { .. } => hint(DISK_FULL),
+            SyncError::NothingGranted => hint("ask the owner which sections the ticket was for"),
             SyncError::Stopped => hint("run `sluice sync` again: it goes on where it was"),
             SyncError::Fetch(e) => Explain::hint(e),
             SyncError::Staging(e) => Explain::hint(e),

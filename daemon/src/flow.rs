@@ -23,7 +23,7 @@ use sluice_protocol::codec::Document;
 use sluice_protocol::head::Head;
 use sluice_protocol::ids::{BlobHash, SpaceId};
 use sluice_protocol::limits::HEAD_LIFE_MS;
-use sluice_protocol::manifest::{History, Manifest};
+use sluice_protocol::manifest::{History, Manifest, Section};
 use sluice_protocol::plan::Plan;
 use sluice_protocol::signed::Signed;
 use sluice_store::catalog::{CatalogError, Lookup, SiteLookup, SnapshotRecord, SpaceRecord};
@@ -46,7 +46,7 @@ use crate::retention::release_old_pins;
 use crate::site::Site;
 use crate::sync::metadata::Metadata;
 use crate::sync::source::Source;
-use crate::sync::survey::{Survey, chosen};
+use crate::sync::survey::{Survey, chosen, reachable};
 use crate::sync::transfer::{REUSED_TOTAL, Transfer};
 use crate::sync::{SyncError, ask, blocking};
 
@@ -145,12 +145,42 @@ fn sign(
     Ok((stored.or_explain()?, changed))
 }
 
+/// Signs the newest head of a quiet space again when half its life is over.
+pub fn renew(site: &Site, space: &SpaceId) -> Result<(), CatalogError> {
+    let Some(old) = site.catalog.read()?.newest_head(space, &site.id)? else { return Ok(()) };
+    let now = now_ms();
+    if now < old.time_ms.saturating_add(HEAD_LIFE_MS / 2) {
+        return Ok(());
+    }
+    site.catalog.write(|b| {
+        // A snapshot may have been signed meanwhile.
+        if b.newest_head(space, &site.id)?.is_none_or(|newest| newest.id() != old.id()) {
+            return Ok(());
+        }
+        b.put_head(&Signed::sign(&site.key, Head {
+            seq: old.seq + 1,
+            prev: Some(old.id()),
+            time_ms: now,
+            not_after_ms: now.saturating_add(HEAD_LIFE_MS),
+            tag: None,
+            ..(*old).clone()
+        }))
+    })
+}
+
 /// Pins what the snapshot needs where the file system can; a lake without pins is still shared.
 fn keep(site: &Site, lake: &Lake, space: &SpaceId, snapshot: &Snapshot, job: &Job) {
     let options = PinOptions { copy: site.config.pins.copy };
     match pins::pin(lake, space, &site.catalog, &snapshot.manifest, options, job) {
         Ok(PinReport { unavailable: Some(why), .. }) => job.note(format!("old versions are not kept: {why}")),
-        Ok(_) => {
+        Ok(pinned) => {
+            if pinned.unpinned > 0 {
+                job.note(format!(
+                    "{} files ({} MiB) are not pinned: once they change, this snapshot's bytes of them are gone",
+                    pinned.unpinned,
+                    pinned.unpinned_bytes >> 20
+                ));
+            }
             if let Err(e) = release_old_pins(site, lake, space) {
                 job.note(format!("pins of old versions stay for now: {e}"));
             }
@@ -163,6 +193,8 @@ fn keep(site: &Site, lake: &Lake, space: &SpaceId, snapshot: &Snapshot, job: &Jo
 pub struct Described {
     pub head: Signed<Head>,
     pub manifest: Manifest,
+    /// The sections to take, by name; empty for all.
+    pub sections: Vec<String>,
     /// Chunk lists that arrived with the description.
     pub lists: Vec<ChunkListRef>,
     pub plan: Plan,
@@ -183,17 +215,41 @@ pub async fn describe(
     job.stage("describe");
     let metadata = Metadata { catalog: &site.catalog, space: *space, source: &source };
     let (manifest, annex) = metadata.roots(&head).await.or_explain()?;
-    let sections = chosen(&manifest, &record.sections);
-    let trees: Vec<_> = sections.iter().map(|s| s.tree.clone()).collect();
+    let sections = wanted_sections(site, space, record, &manifest).or_explain()?;
+    let before = live_manifest(site, space).or_explain()?;
+    // What is live with the same tree was read when it was published.
+    let same = |s: &Section| before.iter().flat_map(|m| &m.sections).any(|b| b.tree == s.tree);
+    let fresh = chosen(&manifest, &sections).into_iter().filter(|s| s.shallow || !same(s));
+    let trees: Vec<_> = fresh.map(|s| s.tree.clone()).collect();
     metadata.pages(&trees).await.or_explain()?;
 
     job.stage("plan");
     let lake = site.lake_of(record)?;
-    let survey = survey(site, space, record, &manifest).await.or_explain()?;
+    let survey = survey(site, space, before, &sections, &manifest).await.or_explain()?;
     let wanted = survey.worth_lists(&site.catalog.read().or_explain()?, space);
     let lists = metadata.chunk_lists(&annex, &wanted).await.or_explain()?;
     let (plan, rsync_bytes) = plan(site, space, lake, survey, &lists).await.or_explain()?;
-    Ok(Described { head, manifest, lists, plan, rsync_bytes, source })
+    Ok(Described { head, manifest, sections, lists, plan, rsync_bytes, source })
+}
+
+/// The sections that this replica asked for and may have.
+fn wanted_sections(
+    site: &Site,
+    space: &SpaceId,
+    record: &SpaceRecord,
+    manifest: &Manifest,
+) -> Result<Vec<String>, SyncError> {
+    let grants = site.catalog.read()?.grants(space)?;
+    let granted = grants.as_ref().and_then(|g| g.of(site.id)).map(|g| g.sections.clone()).unwrap_or_default();
+    reachable(manifest, &record.sections, &granted)
+}
+
+/// The manifest that is live here.
+fn live_manifest(site: &Site, space: &SpaceId) -> Result<Option<Manifest>, SyncError> {
+    let reader = site.catalog.read()?;
+    let Some(live) = reader.live(space)? else { return Ok(None) };
+    let raw = reader.meta(space, &live.snapshot.into())?;
+    Ok(raw.and_then(|bytes| Manifest::from_bytes(&bytes).ok()))
 }
 
 /// The plan, and what rsync would have moved. Pure but for reading the catalog.
@@ -224,19 +280,14 @@ async fn plan(
 async fn survey(
     site: &Site,
     space: &SpaceId,
-    record: &SpaceRecord,
+    before: Option<Manifest>,
+    sections: &[String],
     manifest: &Manifest,
 ) -> Result<Survey, SyncError> {
-    let (site, space, record, manifest) = (site.clone(), *space, record.clone(), manifest.clone());
+    let (site, space, sections, manifest) = (site.clone(), *space, sections.to_vec(), manifest.clone());
     blocking(move || {
         let reader = site.catalog.read()?;
-        let live = reader.live(&space)?;
-        let old = match live {
-            Some(live) => reader.meta(&space, &live.snapshot.into())?,
-            None => None,
-        };
-        let old = old.and_then(|bytes| Manifest::from_bytes(&bytes).ok());
-        Survey::take(&reader, &space, old.as_ref(), &chosen(&manifest, &record.sections))
+        Survey::take(&reader, &space, before.as_ref(), &chosen(&manifest, &sections))
     })
     .await
 }
@@ -264,7 +315,7 @@ pub async fn receive(
     let lake = site.lake_of(record)?;
 
     job.stage("transfer");
-    let received = transfer(site, space, record, &lake, &described, job).await.or_explain()?;
+    let received = transfer(site, space, &lake, &described, job).await.or_explain()?;
     job.stage("verify");
     let verified = verified(site, &lake, received, job).await?;
     let unproven = verified.unproven();
@@ -281,7 +332,7 @@ pub async fn receive(
 }
 
 /// Brings catalog and live link together again after a kill.
-async fn recover(site: &Site, space: &SpaceId, record: &SpaceRecord) -> Result<(), ApiError> {
+pub async fn recover(site: &Site, space: &SpaceId, record: &SpaceRecord) -> Result<(), ApiError> {
     let (site, space, record) = (site.clone(), *space, record.clone());
     off_reactor(move || {
         let lake = site.lake_of(&record)?;
@@ -297,7 +348,6 @@ async fn recover(site: &Site, space: &SpaceId, record: &SpaceRecord) -> Result<(
 async fn transfer(
     site: &Site,
     space: &SpaceId,
-    record: &SpaceRecord,
     lake: &Lake,
     described: &Described,
     job: &Arc<Job>,
@@ -312,7 +362,7 @@ async fn transfer(
     };
     transfer.run(&described.plan).await?;
     transfer.remember_lists(described.lists.clone()).await?;
-    Ok(Received { space: *space, head: described.head.clone(), sections: record.sections.clone() })
+    Ok(Received { space: *space, head: described.head.clone(), sections: described.sections.clone() })
 }
 
 async fn verified(site: &Site, lake: &Lake, received: Received, job: &Arc<Job>) -> Result<Verified, ApiError> {

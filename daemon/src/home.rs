@@ -88,7 +88,9 @@ impl HomeError {
             Self::Volatile { .. } => {
                 "choose a home on a disk; for a test, --allow-volatile or SLUICE_ALLOW_VOLATILE=1 permits it".into()
             }
-            Self::InUse(_) => "`sluice status` asks the running one; give a second site a home of its own with --home".into(),
+            Self::InUse(_) => {
+                "`sluice status` asks the running one; give a second site a home of its own with --home".into()
+            }
             Self::Damaged { .. } => "restore the file from a backup; the site's key cannot be made again".into(),
             Self::Io { cause, .. } => return io_hint(cause).map(String::from),
             _ => return None,
@@ -100,7 +102,9 @@ impl HomeError {
 pub fn io_hint(cause: &io::Error) -> Option<&'static str> {
     match cause.kind() {
         io::ErrorKind::PermissionDenied => Some("check the owner and the mode of the folders above it"),
-        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => Some("free some space on that disk, then do the same again"),
+        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
+            Some("free some space on that disk, then do the same again")
+        }
         io::ErrorKind::ReadOnlyFilesystem => Some("the file system is mounted read-only; name another place"),
         _ => None,
     }
@@ -230,8 +234,13 @@ impl Home {
         self.recovery
     }
 
-    /// The token of the API on loopback.
+    /// The token of the API on loopback. The holder of the lock makes a new one where the file was
+    /// removed: that is how a token is taken back.
     pub fn token(&self) -> Result<Zeroizing<String>, HomeError> {
+        if self.is_locked() && !self.root.join(TOKEN).try_exists().map_err(io(&self.root, "read"))? {
+            let token = Zeroizing::new(HEXLOWER.encode(&*random_bytes()?));
+            write_private(&self.root, TOKEN, token.as_bytes())?;
+        }
         let token = read_secret(&self.root, TOKEN, "an API token: 64 hexadecimal digits")?;
         Ok(Zeroizing::new(HEXLOWER.encode(&*token)))
     }

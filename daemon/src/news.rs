@@ -5,7 +5,7 @@
 
 use sluice_protocol::card::SiteCard;
 use sluice_protocol::codec::Bytes;
-use sluice_protocol::grants::GrantSet;
+use sluice_protocol::grants::{GrantSet, SuccessionError};
 use sluice_protocol::head::{ChainError, Head, check_chain};
 use sluice_protocol::ids::{SiteId, SpaceId};
 use sluice_protocol::limits::{CARDS_MAX, HEADS_PER_REPLY_MAX};
@@ -24,8 +24,8 @@ pub enum NewsError {
     Signed { what: &'static str, cause: SignedError },
     #[error("the peer answered about another space")]
     OtherSpace,
-    #[error("the grants (seq {found}) are older than those already seen (seq {seen})")]
-    OldGrants { found: u64, seen: u64 },
+    #[error(transparent)]
+    Grants(#[from] SuccessionError),
     #[error("{0}")]
     Chain(#[from] ChainError),
     #[error(transparent)]
@@ -60,10 +60,8 @@ pub fn believe(b: &impl SiteLookup, space: &SpaceId, news: &SpaceNews, now: u64)
     if grants.space_id() != *space {
         return Err(NewsError::OtherSpace);
     }
-    if let Some(stored) = b.grants(space)?
-        && stored.seq > grants.seq
-    {
-        return Err(NewsError::OldGrants { found: grants.seq, seen: stored.seq });
+    if let Some(stored) = b.grants(space)? {
+        grants.follows(&stored)?;
     }
     let head = |raw: &Bytes| {
         Signed::<Head>::from_bytes(&raw.0).map_err(|cause| NewsError::Signed { what: "a head", cause })
@@ -97,8 +95,10 @@ pub fn take(catalog: &Catalog, space: &SpaceId, news: &SpaceNews) -> Result<Beli
         store(b, space, &believed)?;
         Ok(believed)
     });
-    if let Err(NewsError::Chain(fork @ ChainError::Fork { .. })) = &taken {
-        freeze(catalog, space, &fork.to_string())?;
+    match &taken {
+        Err(NewsError::Chain(fork @ ChainError::Fork { .. })) => freeze(catalog, space, &fork.to_string())?,
+        Err(NewsError::Grants(fork @ SuccessionError::Fork { .. })) => freeze(catalog, space, &fork.to_string())?,
+        _ => {}
     }
     taken
 }

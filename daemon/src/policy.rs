@@ -5,7 +5,7 @@
 //! a refusal looks the same as absence.
 
 use std::collections::{HashMap, HashSet};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use sluice_protocol::annex::{Annex, ChunkListRef};
 use sluice_protocol::codec::Document;
@@ -16,6 +16,7 @@ use sluice_protocol::tree::{Page, TreeItem, TreeRef};
 use sluice_store::catalog::{Catalog, CatalogError, Lookup, Reader, SiteLookup};
 
 use crate::clock::now_ms;
+use crate::retention::newest_versions;
 
 /// How many section-limited grants are kept worked out.
 const LIMITED_SETS_MAX: usize = 8;
@@ -96,15 +97,21 @@ impl Policy {
         space: &SpaceId,
         sections: Vec<String>,
     ) -> Result<Arc<HashSet<BlobHash>>, CatalogError> {
-        let owner = r.space(space)?.map(|s| s.owner);
-        let head = owner.map(|o| r.newest_head(space, &o)).transpose()?.flatten();
-        let Some(head) = head else { return Ok(Arc::default()) };
-        let key = (*space, head.manifest, sections);
-        if let Some(set) = self.limited.lock().expect("no panic while held").get(&key) {
+        let Some(owner) = r.space(space)?.map(|s| s.owner) else { return Ok(Arc::default()) };
+        // The versions that are kept: a peer may still be fetching one that was newest a moment ago.
+        let heads = newest_versions(r, space, &owner)?;
+        let Some(newest) = heads.first() else { return Ok(Arc::default()) };
+        let key = (*space, newest.manifest, sections);
+        // Held while the set is made, so that many requests at once make it once.
+        let mut cache = self.limited.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(set) = cache.get(&key) {
             return Ok(set.clone());
         }
-        let set = Arc::new(reachable(r, space, head.manifest, head.annex, &key.2)?);
-        let mut cache = self.limited.lock().expect("no panic while held");
+        let mut set = HashSet::new();
+        for head in &heads {
+            set.extend(reachable(r, space, head.manifest, head.annex, &key.2)?);
+        }
+        let set = Arc::new(set);
         if cache.len() >= LIMITED_SETS_MAX {
             cache.clear();
         }

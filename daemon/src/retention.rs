@@ -7,9 +7,11 @@ use std::collections::HashSet;
 
 use sluice_protocol::api::ApiError;
 use sluice_protocol::codec::Document;
-use sluice_protocol::ids::{BlobHash, SpaceId};
+use sluice_protocol::head::Head;
+use sluice_protocol::ids::{BlobHash, SiteId, SpaceId};
 use sluice_protocol::manifest::Manifest;
-use sluice_store::catalog::{Lookup, SiteLookup};
+use sluice_protocol::signed::Signed;
+use sluice_store::catalog::{CatalogError, Lookup, Reader, SiteLookup};
 use sluice_store::lake::Lake;
 use sluice_store::pins::unpin_unreferenced;
 
@@ -18,7 +20,22 @@ use crate::site::Site;
 use crate::sync::survey::entries;
 
 /// Newest snapshots whose write-once files stay pinned.
-pub const SNAPSHOTS_PINNED: u64 = 3;
+pub const SNAPSHOTS_PINNED: usize = 3;
+/// Newest heads among which they are looked for.
+const HEADS_LOOKED_AT: u64 = 64;
+
+/// The heads of a writer's newest [`SNAPSHOTS_PINNED`] distinct versions, newest first.
+pub fn newest_versions(r: &Reader, space: &SpaceId, writer: &SiteId) -> Result<Vec<Signed<Head>>, CatalogError> {
+    let Some(newest) = r.newest_head(space, writer)? else { return Ok(vec![]) };
+    let from = (0, newest.seq.saturating_sub(HEADS_LOOKED_AT));
+    let mut heads = r.heads_since(space, writer, from, usize::MAX)?;
+    heads.reverse();
+    // Tags and renewed signatures make several heads of one version.
+    let mut seen = HashSet::new();
+    heads.retain(|h| h.seq + HEADS_LOOKED_AT >= newest.seq && seen.insert(h.manifest));
+    heads.truncate(SNAPSHOTS_PINNED);
+    Ok(heads)
+}
 
 /// Lets go of the pins that none of the newest snapshots needs; returns how many went.
 pub fn release_old_pins(site: &Site, lake: &Lake, space: &SpaceId) -> Result<u64, ApiError> {
@@ -28,14 +45,9 @@ pub fn release_old_pins(site: &Site, lake: &Lake, space: &SpaceId) -> Result<u64
 
 fn kept_blobs(site: &Site, space: &SpaceId) -> Result<HashSet<BlobHash>, ApiError> {
     let reader = site.catalog.read().or_explain()?;
-    let Some(newest) = reader.newest_head(space, &site.id).or_explain()? else { return Ok(HashSet::new()) };
     let mut kept = HashSet::new();
     let mut trees = HashSet::new();
-    let oldest = newest.seq.saturating_sub(SNAPSHOTS_PINNED - 1);
-    for head in reader.heads_since(space, &site.id, (0, 0), usize::MAX).or_explain()? {
-        if head.seq < oldest {
-            continue;
-        }
+    for head in newest_versions(&reader, space, &site.id).or_explain()? {
         let Some(raw) = reader.meta(space, &head.manifest.into()).or_explain()? else { continue };
         let Ok(manifest) = Manifest::from_bytes(&raw) else { continue };
         for section in manifest.sections {

@@ -119,10 +119,20 @@ mod tests {
     #[test]
     fn a_system_unit_is_hard_and_ready_when_it_says_so() {
         let text = unit(Some(1000), &[]);
-        for line in ["Type=notify", "User=1000", "NoNewPrivileges=yes", "CapabilityBoundingSet=", "ProtectSystem=full", "WantedBy=multi-user.target"] {
+        for line in [
+            "Type=notify",
+            "User=1000",
+            "NoNewPrivileges=yes",
+            "CapabilityBoundingSet=",
+            "ProtectSystem=full",
+            "WantedBy=multi-user.target",
+        ] {
             assert!(text.lines().any(|l| l == line), "{line} is missing in\n{text}");
         }
-        assert!(text.contains(r#"ExecStart="/usr/local/bin/sluice" --home "/var/lib/my \"sluice\" 100%%" up"#), "{text}");
+        assert!(
+            text.contains(r#"ExecStart="/usr/local/bin/sluice" --home "/var/lib/my \"sluice\" 100%%" up"#),
+            "{text}"
+        );
     }
 
     #[test]

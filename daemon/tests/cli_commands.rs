@@ -66,7 +66,8 @@ impl Daemon {
     }
 
     fn terminate(mut self) -> Option<i32> {
-        rustix::process::kill_process(rustix::process::Pid::from_child(&self.child), rustix::process::Signal::TERM).unwrap();
+        rustix::process::kill_process(rustix::process::Pid::from_child(&self.child), rustix::process::Signal::TERM)
+            .unwrap();
         self.child.wait().unwrap().code()
     }
 }
@@ -102,7 +103,10 @@ fn a_home_that_would_not_last_is_refused() {
     let (_, _, code) = fails(sluice(&folder.path().join("home"), &["init"]).env("SLUICE_ALLOW_VOLATILE", "0"));
     assert_eq!(code, 1);
     assert!(!folder.path().join("home").exists());
-    let flag = sluice(&folder.path().join("home"), &["init", "--allow-volatile"]).env_remove("SLUICE_ALLOW_VOLATILE").output().unwrap();
+    let flag = sluice(&folder.path().join("home"), &["init", "--allow-volatile"])
+        .env_remove("SLUICE_ALLOW_VOLATILE")
+        .output()
+        .unwrap();
     assert!(flag.status.success());
 }
 
@@ -191,8 +195,12 @@ fn a_killed_daemon_leaves_nothing_in_the_way() {
 fn a_daemon_of_a_program_ends_with_it() {
     let folder = tempfile::tempdir().unwrap();
     let home = site(&folder);
-    let mut child =
-        sluice(&home, &["up", "--until-eof", "--json"]).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
+    let mut child = sluice(&home, &["up", "--until-eof", "--json"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
     let mut ready = String::new();
     BufReader::new(child.stdout.take().unwrap()).read_line(&mut ready).unwrap();
     assert_eq!(serde_json::from_str::<Value>(&ready).unwrap()["name"], "playground");
@@ -210,7 +218,11 @@ fn the_api_over_tcp_needs_the_token() {
     let address = status["api"].as_str().unwrap().strip_prefix("http://").unwrap().to_string();
     let get = |path: &str, token: &str| {
         let mut stream = std::net::TcpStream::connect(&address).unwrap();
-        write!(stream, "GET {path} HTTP/1.1\r\nHost: {address}\r\nAuthorization: Bearer {token}\r\nConnection: close\r\n\r\n").unwrap();
+        write!(
+            stream,
+            "GET {path} HTTP/1.1\r\nHost: {address}\r\nAuthorization: Bearer {token}\r\nConnection: close\r\n\r\n"
+        )
+        .unwrap();
         let mut text = String::new();
         stream.read_to_string(&mut text).unwrap();
         text
@@ -227,11 +239,19 @@ fn the_daemon_tells_its_service_manager() {
     let folder = tempfile::tempdir().unwrap();
     let home = site(&folder);
     let socket = std::os::unix::net::UnixDatagram::bind(folder.path().join("notify")).unwrap();
-    let mut child =
-        sluice(&home, &["up"]).env("NOTIFY_SOCKET", folder.path().join("notify")).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+    let mut child = sluice(&home, &["up"])
+        .env("NOTIFY_SOCKET", folder.path().join("notify"))
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
     let mut told = [0; 512];
     let n = socket.recv(&mut told).unwrap();
-    assert!(told[..n].starts_with(b"READY=1\nSTATUS=ready: site playground"), "{}", String::from_utf8_lossy(&told[..n]));
+    assert!(
+        told[..n].starts_with(b"READY=1\nSTATUS=ready: site playground"),
+        "{}",
+        String::from_utf8_lossy(&told[..n])
+    );
     rustix::process::kill_process(rustix::process::Pid::from_child(&child), rustix::process::Signal::TERM).unwrap();
     let n = socket.recv(&mut told).unwrap();
     assert_eq!(&told[..n], b"STOPPING=1");
@@ -243,7 +263,11 @@ fn service_prints_a_unit_for_this_home() {
     let folder = tempfile::tempdir().unwrap();
     let home = site(&folder);
     let unit = String::from_utf8(run(&home, &["service"]).stdout).unwrap();
-    assert!(unit.contains("Type=notify") && unit.contains(&format!("--home \"{}\" up", home.canonicalize().unwrap().display())), "{unit}");
+    assert!(
+        unit.contains("Type=notify")
+            && unit.contains(&format!("--home \"{}\" up", home.canonicalize().unwrap().display())),
+        "{unit}"
+    );
     let (error, _, code) = fails(&mut sluice(&home, &["service", "--lake", "/nowhere/at/all"]));
     assert!(code == 2 && error.contains("/nowhere/at/all"), "{error}");
 }
@@ -254,7 +278,11 @@ fn a_clean_site_proves_its_emptiness_without_a_daemon() {
     let home = site(&folder);
     let proves = |home: &Path| {
         let doctor = json(home, &["doctor"]);
-        doctor["checks"].as_array().unwrap().iter().any(|c| c["found"] == "0 spaces, 0 blobs, 0 bytes: the site is clean")
+        doctor["checks"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .any(|c| c["found"] == "0 spaces, 0 blobs, 0 bytes: the site is clean")
     };
     assert!(proves(&home));
     assert_eq!(Daemon::start(&home).terminate(), Some(0));

@@ -116,29 +116,70 @@ async fn a_grant_for_one_section_reaches_no_other() {
     call(&world.owner, Operation::SpaceAdd { name: "acme".into(), path, history: None, opaque: false }).await.unwrap();
     let invite = Operation::Invite { space: "acme".into(), sections: vec!["metadata".into()], expires_s: None };
     let ticket = call(&world.owner, invite).await.unwrap()["ticket"].as_str().unwrap().to_string();
-    // Asking for everything fails: the other sections' pages are refused.
-    let all = call(&world.replica, world.join(&ticket)).await;
-    assert!(all.is_err(), "{all:?}");
-    assert!(!world.copy().join("raw").exists());
+    // Asking for everything brings what was granted.
+    call(&world.replica, world.join(&ticket)).await.unwrap();
+    assert!(world.copy().join("metadata/doc 5.json").exists());
+    assert!(!world.copy().join("raw").exists() && !world.copy().join("README.md").exists());
 
-    let chosen = Operation::Join {
-        ticket: call(&world.owner, Operation::Invite {
-            space: "acme".into(),
-            sections: vec!["metadata".into()],
-            expires_s: None,
-        })
-        .await
-        .unwrap()["ticket"]
-            .as_str()
-            .unwrap()
-            .to_string(),
-        into: Some(world.dir.path().join("part").display().to_string()),
-        sections: vec!["metadata".into()],
-    };
+    // Asking for another section brings nothing, and says so.
     let third = SiteNode::start(home(&world.dir.path().join("third"), "third"), config()).await.unwrap();
-    call(&third, chosen).await.unwrap();
+    let invite = Operation::Invite { space: "acme".into(), sections: vec!["metadata".into()], expires_s: None };
+    let ticket = call(&world.owner, invite).await.unwrap()["ticket"].as_str().unwrap().to_string();
+    let into = Some(world.dir.path().join("part").display().to_string());
+    let other = Operation::Join { ticket: ticket.clone(), into: into.clone(), sections: vec!["raw".into()] };
+    let refused = call(&third, other).await.unwrap_err();
+    assert!(refused.error.contains("no grant"), "{refused}");
+
+    // The same ticket again, with a section that it is for.
+    let again = Operation::Join { ticket, into, sections: vec!["metadata".into()] };
+    call(&third, again).await.unwrap();
     assert!(world.dir.path().join("part/metadata/doc 5.json").exists());
-    assert!(!world.dir.path().join("part/raw").exists());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_owner_that_was_set_back_does_not_rewrite_history() {
+    let world = World::new().await;
+    world.pair().await;
+    let root = world.dir.path().join("owner");
+    let backup = world.dir.path().join("backup");
+    let copied = std::process::Command::new("cp").arg("-a").arg(&root).arg(&backup).status();
+    assert!(copied.unwrap().success());
+    std::fs::write(world.lake().join("raw/later"), "later").unwrap();
+    world.sync().await;
+    world.owner.stop().await;
+
+    // The backup does not know the newest head; its peer does.
+    let restored = SiteNode::start(home(&backup, "playground"), config()).await.unwrap();
+    std::fs::write(world.lake().join("raw/other"), "other").unwrap();
+    let snapshot = Operation::SnapshotCreate { space: "acme".into(), tag: None };
+    let refused = call(&restored, snapshot).await.unwrap_err();
+    assert!(refused.error.contains("set back"), "{refused}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_new_ticket_finds_an_owner_that_moved() {
+    let world = World::new().await;
+    world.pair().await;
+    let root = world.dir.path().join("owner");
+    let moved = world.dir.path().join("moved");
+    let away = world.dir.path().join("away");
+    for (node, from, to) in [(&world.owner, &root, &moved), (&world.replica, &world.dir.path().join("replica"), &away)] {
+        node.stop().await;
+        assert!(std::process::Command::new("cp").arg("-a").arg(from).arg(to).status().unwrap().success());
+    }
+    // While the replica is away the owner gets another port.
+    let owner = SiteNode::start(home(&moved, "playground"), config()).await.unwrap();
+    std::fs::write(world.lake().join("raw/later"), "later").unwrap();
+    call(&owner, Operation::SnapshotCreate { space: "acme".into(), tag: None }).await.unwrap();
+
+    let replica = SiteNode::start(home(&away, "cradle"), config()).await.unwrap();
+    let sync = Operation::Sync { space: Some("acme".into()), dry_run: false };
+    let lost = call(&replica, sync.clone()).await.unwrap_err();
+    assert!(lost.error.contains("reached"), "{lost}");
+    let invite = call(&owner, world.invite()).await.unwrap();
+    call(&replica, world.join(invite["ticket"].as_str().unwrap())).await.unwrap();
+    assert!(world.copy().join("raw/later").exists());
+    assert_eq!(call(&replica, sync).await.unwrap()["spaces"][0]["changed"], false);
 }
 
 #[test]

@@ -8,12 +8,10 @@
 //! Invariant: a blob is looked up in one space only. Knowing a hash opens nothing.
 
 use std::fs::File;
-use std::io::{self, Read};
+use std::io;
 use std::os::unix::fs::FileExt;
 
-use bao_tree::io::outboard::PreOrderOutboard;
-use bao_tree::io::sync::CreateOutboard;
-use bao_tree::{BaoTree, BlockSize};
+use bao_tree::BlockSize;
 use sluice_protocol::ids::{BlobHash, SpaceId};
 
 use crate::catalog::{Catalog, CatalogError, Located, Lookup};
@@ -198,16 +196,6 @@ pub fn quarantine(
     }
 }
 
-/// The root and the pre-order outboard of a file's first `size` bytes.
-pub(crate) fn digest(file: &File, size: u64) -> io::Result<(BlobHash, Vec<u8>)> {
-    let mut outboard = PreOrderOutboard::<Vec<u8>> {
-        tree: BaoTree::new(size, GROUPS),
-        ..Default::default()
-    };
-    outboard.init_from(io::BufReader::with_capacity(READ_BYTES, ReadFrom { file, at: 0 }))?;
-    Ok((BlobHash(*outboard.root.as_bytes()), outboard.data))
-}
-
 /// The root of a file's first `size` bytes; an error when it is shorter.
 pub(crate) fn hash_file(file: &File, size: u64) -> io::Result<BlobHash> {
     let mut hasher = blake3::Hasher::new();
@@ -224,17 +212,3 @@ pub(crate) fn hash_file(file: &File, size: u64) -> io::Result<BlobHash> {
 
 /// Bytes read at once while hashing.
 const READ_BYTES: usize = 4 * 1024 * 1024;
-
-/// Reads a file from an offset of its own, so that threads can share the file.
-struct ReadFrom<'a> {
-    file: &'a File,
-    at: u64,
-}
-
-impl Read for ReadFrom<'_> {
-    fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
-        let n = self.file.read_at(into, self.at)?;
-        self.at += n as u64;
-        Ok(n)
-    }
-}

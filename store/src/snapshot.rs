@@ -16,14 +16,18 @@ use sluice_protocol::limits::{CHUNKED_ABOVE_BYTES, MANIFEST_BYTES_MAX};
 use sluice_protocol::manifest::{Entry, EntryKind, Manifest, Section, SectionKind};
 use sluice_protocol::path::LakePath;
 use sluice_protocol::stages::keeps_mtime;
-use sluice_protocol::tree::{TreeBuilder, TreeItem, TreeRef, read_tree};
+use sluice_protocol::tree::{TreeBuilder, TreeItem, TreeRef};
 
 use crate::catalog::{Batch, BlobRecord, Catalog, CatalogError, Lookup, Reader};
-use crate::chunk::record::{self, add_place, forget_place};
+use crate::chunk::record::{self, ReadFile, add_place, forget_place};
 use crate::chunk::{Chunks, find};
 use crate::lake::{Lake, Place};
+use crate::scan::known::count_files;
 use crate::scan::{Entries, Previous, SectionEntries, Skip, What, stat_file};
 use crate::watch::Watch;
+
+/// Pages that wait in memory for the commit, in bytes.
+const PAGES_BYTES_MAX: usize = 16 * 1024 * 1024;
 
 /// A snapshot that is whole in the catalog.
 #[derive(Debug, Clone)]
@@ -90,7 +94,7 @@ pub fn manifest(
     watch: &dyn Watch,
 ) -> Result<Snapshot, SnapshotError> {
     let reader = catalog.read()?;
-    let mut pages = Pages { reader: &reader, space, new: Vec::new(), failed: None };
+    let mut pages = Pages { catalog, reader: &reader, space, new: vec![], new_bytes: 0, failed: None };
     let entries = &chunks.entries;
     let sections = entries.sections.iter().map(|s| section(s, &mut pages)).collect::<Result<_, _>>()?;
     let manifest = Manifest::new(sections);
@@ -113,9 +117,7 @@ pub fn manifest(
             lost.extend(forget_place(batch, space, hash, path)?);
         }
         find_again(batch, space, entries, lost)?;
-        for page in &new {
-            batch.put_meta(space, page)?;
-        }
+        put_pages(batch, space, &new)?;
         batch.put_meta(space, &bytes)?;
         batch.put_meta(space, &annex_bytes)
     })?;
@@ -140,19 +142,32 @@ fn bounded(bytes: Vec<u8>, what: &'static str) -> Result<Vec<u8>, CodecError> {
 }
 
 /// Takes finished pages; keeps those that the catalog does not have.
+///
+/// Very many pages are committed as they come: a page says nothing until something names it.
 struct Pages<'a> {
+    catalog: &'a Catalog,
     reader: &'a Reader,
     space: &'a SpaceId,
     new: Vec<Vec<u8>>,
+    new_bytes: usize,
     failed: Option<CatalogError>,
 }
 
 impl Pages<'_> {
     fn add(&mut self, hash: BlobHash, bytes: Vec<u8>) {
         match self.reader.has_meta(self.space, &hash) {
-            Ok(true) => {}
-            Ok(false) => self.new.push(bytes),
+            Ok(true) => return,
+            Ok(false) => {
+                self.new_bytes += bytes.len();
+                self.new.push(bytes);
+            }
             Err(e) => self.failed = Some(e),
+        }
+        if self.new_bytes > PAGES_BYTES_MAX {
+            self.new_bytes = 0;
+            let pages = std::mem::take(&mut self.new);
+            let put = self.catalog.write(|batch| put_pages(batch, self.space, &pages));
+            self.failed = self.failed.take().or(put.err());
         }
     }
 
@@ -170,6 +185,10 @@ impl Pages<'_> {
     fn take(self) -> Result<Vec<Vec<u8>>, CatalogError> {
         self.failed.map_or(Ok(self.new), Err)
     }
+}
+
+fn put_pages(batch: &mut Batch, space: &SpaceId, pages: &[Vec<u8>]) -> Result<(), CatalogError> {
+    pages.iter().try_for_each(|page| batch.put_meta(space, page).map(drop))
 }
 
 fn section(from: &SectionEntries, pages: &mut Pages<'_>) -> Result<Section, SnapshotError> {
@@ -240,36 +259,50 @@ fn annex(
         let facts = s.facts.clone()?;
         Some(TableAnnex { section: s.path.clone(), kind: s.kind, facts, unknown: Default::default() })
     };
-    let lists = chunk_lists(reader, space, chunks)?;
-    let chunk_lists = if lists.is_empty() { None } else { Some(pages.tree(lists.into_iter().map(Ok))?) };
-    let tables = chunks.entries.sections.iter().filter_map(table).collect();
-    Ok(Annex { manifest, tables, chunk_lists, unknown: Default::default() })
-}
-
-/// The chunk lists of all files that have one, by blob.
-fn chunk_lists(reader: &Reader, space: &SpaceId, chunks: &Chunks) -> Result<Vec<ChunkListRef>, CatalogError> {
-    let mut fresh: HashMap<BlobHash, (BlobHash, u64)> = HashMap::new();
-    for file in &chunks.pending {
-        if let Some(list) = &file.list {
-            let bytes = list.to_bytes();
-            fresh.insert(file.hash, (BlobHash::of(&bytes), bytes.len() as u64));
-        }
+    let tables: Vec<TableAnnex> = chunks.entries.sections.iter().filter_map(table).collect();
+    if let Some(before) = annex_before(reader, space, chunks.entries.previous, manifest)?
+        && before.tables == tables
+    {
+        return Ok(before);
     }
+    let fresh = fresh_lists(chunks);
     let mut blobs: Vec<BlobHash> = chunks.entries.files().filter_map(|i| chunked(&i.what)).collect();
     blobs.sort_unstable();
     blobs.dedup();
-    let lengths = known_lengths(reader, space, chunks.entries.previous)?;
-    let mut found = Vec::with_capacity(blobs.len());
-    for blob in blobs {
-        let list = match fresh.get(&blob) {
-            Some(list) => Some(*list),
-            None => recorded_list(reader, space, &blob, &lengths)?,
+    let lists = blobs.iter().filter_map(|blob| {
+        let list = match fresh.get(blob) {
+            Some(list) => Ok(Some(*list)),
+            None => recorded_list(reader, space, blob),
         };
-        if let Some((list, list_bytes)) = list {
-            found.push(ChunkListRef { blob, list, list_bytes, unknown: Default::default() });
-        }
-    }
-    Ok(found)
+        let made = |(list, list_bytes)| ChunkListRef { blob: *blob, list, list_bytes, unknown: Default::default() };
+        list.map(|l| l.map(made)).map_err(SnapshotError::from).transpose()
+    });
+    let mut lists = lists.peekable();
+    let chunk_lists = if lists.peek().is_some() { Some(pages.tree(lists)?) } else { None };
+    Ok(Annex { manifest, tables, chunk_lists, unknown: Default::default() })
+}
+
+/// The annex of the snapshot before, if that is the same snapshot: blobs that did not change have
+/// the chunk lists they had.
+fn annex_before(
+    reader: &Reader,
+    space: &SpaceId,
+    previous: Option<Previous>,
+    manifest: SnapshotId,
+) -> Result<Option<Annex>, CatalogError> {
+    let Some(previous) = previous.filter(|p| p.snapshot == manifest) else { return Ok(None) };
+    let bytes = reader.meta(space, &previous.annex)?;
+    // A damaged one is made again.
+    Ok(bytes.and_then(|b| Annex::from_bytes(&b).ok()).filter(|a| a.manifest == manifest))
+}
+
+/// The chunk lists that are not committed yet: by blob, the list and its length.
+fn fresh_lists(chunks: &Chunks) -> HashMap<BlobHash, (BlobHash, u64)> {
+    let of = |f: &ReadFile| {
+        let bytes = f.list.as_ref()?.to_bytes();
+        Some((f.hash, (BlobHash::of(&bytes), bytes.len() as u64)))
+    };
+    chunks.pending.iter().filter_map(of).collect()
 }
 
 fn chunked(what: &What) -> Option<BlobHash> {
@@ -279,40 +312,10 @@ fn chunked(what: &What) -> Option<BlobHash> {
     }
 }
 
-fn recorded_list(
-    reader: &Reader,
-    space: &SpaceId,
-    blob: &BlobHash,
-    lengths: &HashMap<BlobHash, u64>,
-) -> Result<Option<(BlobHash, u64)>, CatalogError> {
+fn recorded_list(reader: &Reader, space: &SpaceId, blob: &BlobHash) -> Result<Option<(BlobHash, u64)>, CatalogError> {
     let Some(list) = reader.blob(space, blob)?.and_then(|b| b.list) else { return Ok(None) };
-    if let Some(bytes) = lengths.get(&list) {
-        return Ok(Some((list, *bytes)));
-    }
     let bytes = reader.meta(space, &list)?;
     Ok(bytes.map(|b| (list, b.len() as u64)))
-}
-
-/// The lengths of the chunk lists of the snapshot before, so that they need not be opened.
-fn known_lengths(
-    reader: &Reader,
-    space: &SpaceId,
-    previous: Option<Previous>,
-) -> Result<HashMap<BlobHash, u64>, CatalogError> {
-    let mut lengths = HashMap::new();
-    let Some(bytes) = previous.map(|p| reader.meta(space, &p.annex)).transpose()?.flatten() else {
-        return Ok(lengths);
-    };
-    let Some(tree) = Annex::from_bytes(&bytes)?.chunk_lists else { return Ok(lengths) };
-    let mut fetch = |page: &BlobHash| {
-        reader.meta(space, page)?.ok_or_else(|| CatalogError::Store(format!("the page {page} is missing")))
-    };
-    let read = read_tree(&tree, &mut fetch, &mut |list: ChunkListRef| {
-        lengths.insert(list.list, list.list_bytes);
-        Ok(())
-    });
-    // It only saves work: what cannot be read of it is looked up.
-    Ok(if read.is_ok() { lengths } else { HashMap::new() })
 }
 
 /// Recorded files that are not in the lake any more, or not as they were, with the blob they held.
@@ -325,6 +328,10 @@ fn gone(
     space: &SpaceId,
     entries: &Entries,
 ) -> Result<Vec<(LakePath, BlobHash)>, CatalogError> {
+    if entries.recorded == Some(count_files(reader, space)?) {
+        // Every record was met by a file of this scan.
+        return Ok(Vec::new());
+    }
     let mut absent = Vec::new();
     reader.files(space, &mut |path, record| {
         let here = find(entries, &path).is_some_and(|i| matches!(i.what, What::File { .. }));

@@ -11,103 +11,101 @@ use std::fs::File;
 use std::io;
 use std::ops::Range;
 use std::os::unix::fs::FileExt;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
 use sluice_protocol::ids::{BlobHash, SpaceId};
 use sluice_protocol::manifest::{Entry, EntryKind};
 use sluice_protocol::path::LakePath;
 
-use crate::blobs::{BlobError, Fit, compare, open_blob};
-use crate::catalog::{Located, Lookup};
+use crate::blobs::{BlobError, Fit, open_blob, prove_place};
+use crate::catalog::{Catalog, Reader};
 use crate::lake::{Lake, Place};
 use crate::table::{SectionView, ViewFile};
 
 /// Files kept open at once.
 const OPEN_MAX: usize = 128;
 
+/// How a view finds the bytes of a file.
+enum Source {
+    /// Wherever the catalog says.
+    Catalog { reader: Box<Reader>, space: SpaceId },
+    /// At places that were looked up, alongside the files.
+    Places(Vec<Place>),
+}
+
 /// A section made of verified blobs.
 pub struct ManifestView {
     lake: Lake,
-    /// Sorted by path; `places` runs alongside.
+    /// Sorted by path; `hashes` runs alongside.
     files: Vec<ViewFile>,
-    places: Vec<Located>,
+    hashes: Vec<BlobHash>,
+    source: Source,
     open: Mutex<HashMap<usize, Arc<File>>>,
 }
 
 impl ManifestView {
-    /// A view of the files among `entries` (sorted by path, as in a manifest).
-    ///
-    /// Every file's blob must be here and proven.
-    pub fn new(
-        lake: &Lake,
-        reader: &impl Lookup,
-        space: &SpaceId,
-        entries: &[Entry],
-    ) -> Result<Self, BlobError> {
-        let open = |entry: &Entry, hash: &BlobHash| {
-            let found = open_blob(lake, reader, space, hash)?;
-            if found.fit != Fit::Same || found.size != entry.size {
-                return Err(BlobError::Lost { hash: *hash, stale: vec![found.place] });
-            }
-            Ok((found.file, found.place))
-        };
-        Self::from(lake, entries, &open)
+    /// A view of the files among `entries` (sorted by path, as in a manifest). A file is looked up
+    /// when it is first read, so a view of many files costs little.
+    pub fn new(lake: &Lake, catalog: &Catalog, space: &SpaceId, entries: &[Entry]) -> Result<Self, BlobError> {
+        let source = Source::Catalog { reader: Box::new(catalog.read()?), space: *space };
+        Ok(Self::from(lake, entries, source))
     }
 
     /// A view of files that were just hashed, at the places that `place` says.
-    pub(crate) fn of_places(
-        lake: &Lake,
-        entries: &[Entry],
-        place: &dyn Fn(&LakePath) -> Option<Place>,
-    ) -> Result<Self, BlobError> {
-        let open = |entry: &Entry, hash: &BlobHash| {
-            let place = place(&entry.path).ok_or(BlobError::Unknown(*hash))?;
-            let named = |source| BlobError::Io { place: place.clone(), source };
-            Ok((lake.open_place(&place).map_err(named)?, place))
-        };
-        Self::from(lake, entries, &open)
+    pub(crate) fn of_places(lake: &Lake, entries: &[Entry], place: impl Fn(&LakePath) -> Option<Place>) -> Option<Self> {
+        let places: Option<Vec<Place>> = files_among(entries).map(|(e, _)| place(&e.path)).collect();
+        Some(Self::from(lake, entries, Source::Places(places?)))
     }
 
-    fn from(
-        lake: &Lake,
-        entries: &[Entry],
-        open: &dyn Fn(&Entry, &BlobHash) -> Result<(File, Place), BlobError>,
-    ) -> Result<Self, BlobError> {
-        let mut files = Vec::new();
-        let mut places = Vec::new();
-        for entry in entries.iter().filter(|e| e.kind == EntryKind::File) {
-            let Some(hash) = &entry.hash else { continue };
-            let (file, place) = open(entry, hash)?;
-            let print = Lake::print_of(&file)
-                .map_err(|source| BlobError::Io { place: place.clone(), source })?;
-            places.push(Located { place, print, unknown: Default::default() });
-            files.push(ViewFile {
-                path: entry.path.clone(),
-                size: entry.size,
-                mtime_ns: entry.mtime_ns.unwrap_or(0),
-            });
-        }
-        Ok(Self { lake: lake.clone(), files, places, open: Mutex::new(HashMap::new()) })
+    fn from(lake: &Lake, entries: &[Entry], source: Source) -> Self {
+        let files = files_among(entries).map(|(entry, _)| ViewFile {
+            path: entry.path.clone(),
+            size: entry.size,
+            mtime_ns: entry.mtime_ns.unwrap_or(0),
+        });
+        let hashes = files_among(entries).map(|(_, hash)| *hash).collect();
+        Self { lake: lake.clone(), files: files.collect(), hashes, source, open: Mutex::new(HashMap::new()) }
     }
 
     fn file(&self, index: usize) -> io::Result<Arc<File>> {
-        let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(file) = open.get(&index) {
+        if let Some(file) = self.cache().get(&index) {
             return Ok(file.clone());
         }
-        let at = &self.places[index];
-        let file = self.lake.open_place(&at.place)?;
-        if compare(&at.print, &Lake::print_of(&file)?) == Fit::Other {
-            return Err(io::Error::other(format!("`{}` changed while it was verified", at.place)));
+        let file = Arc::new(match &self.source {
+            Source::Catalog { reader, space } => self.look_up(reader, space, index)?,
+            Source::Places(places) => self.lake.open_place(&places[index])?,
+        });
+        if file.metadata()?.len() != self.files[index].size {
+            return Err(io::Error::other(format!("`{}` has another length now", self.files[index].path)));
         }
-        let file = Arc::new(file);
-        if open.len() >= OPEN_MAX {
-            open.clear();
+        let mut cache = self.cache();
+        if cache.len() >= OPEN_MAX {
+            cache.clear();
         }
-        open.insert(index, file.clone());
+        cache.insert(index, file.clone());
         Ok(file)
     }
+
+    fn cache(&self) -> MutexGuard<'_, HashMap<usize, Arc<File>>> {
+        self.open.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn look_up(&self, reader: &Reader, space: &SpaceId, index: usize) -> io::Result<File> {
+        let (file, hash) = (&self.files[index], &self.hashes[index]);
+        let found = open_blob(&self.lake, reader, space, hash).map_err(io::Error::other)?;
+        let proven = found.fit == Fit::Same || prove_place(&self.lake, &found.place, file.size, hash).is_some();
+        if proven {
+            Ok(found.file)
+        } else {
+            Err(io::Error::other(format!("`{}` changed since it was verified", found.place)))
+        }
+    }
+}
+
+fn files_among(entries: &[Entry]) -> impl Iterator<Item = (&Entry, &BlobHash)> {
+    let files = entries.iter().filter(|e| e.kind == EntryKind::File);
+    files.filter_map(|e| Some((e, e.hash.as_ref()?)))
 }
 
 impl SectionView for ManifestView {

@@ -8,6 +8,7 @@ use std::os::unix::fs::FileExt;
 
 use bao_tree::BlockSize;
 use bao_tree::io::outboard::PreOrderMemOutboard;
+use bytes::Bytes;
 use replica_world::*;
 use sluice_protocol::ids::{BlobHash, ChunkHash};
 use sluice_store::blobs::{BlobError, Fit, open_blob, quarantine, settle};
@@ -309,9 +310,15 @@ fn small_blobs_come_in_one_batch_and_wrong_ones_are_named() {
     let world = World::new();
     let blobs: Vec<Peer> = [0usize, 5, 16_384, 40_000].into_iter().map(peer).collect();
     let lie = BlobHash([4; 32]);
-    let mut batch: Vec<(BlobHash, &[u8])> = blobs.iter().map(|b| (b.hash, &b.data[..])).collect();
-    batch.push((lie, b"not that"));
-    assert_eq!(world.staging().put_whole(&batch).unwrap(), [lie]);
+    let batch: Vec<(BlobHash, Bytes)> = blobs.iter().map(|b| (b.hash, b.data.clone().into())).collect();
+    let with_lie = [&batch[..], &[(lie, b"not that"[..].into())]].concat();
+    assert!(matches!(world.staging().put_small(&with_lie), Err(StagingError::Damaged { hash }) if hash == lie));
+    // A part that has a second name is not written into.
+    let part = world.at(&format!(".sluice/staging/{}.part", blobs[1].hash));
+    std::fs::write(&part, b"old").unwrap();
+    std::fs::hard_link(&part, world.at(".sluice/published")).unwrap();
+    world.staging().put_small(&batch).unwrap();
+    assert_eq!(std::fs::read(world.at(".sluice/published")).unwrap(), b"old");
     let reader = world.catalog.read().unwrap();
     for blob in &blobs {
         assert!(open_blob(&world.lake, &reader, &world.space, &blob.hash).is_ok());
@@ -331,7 +338,7 @@ fn what_nobody_wants_is_swept() {
         blob.send(&staged, 0..GROUP);
         staged.checkpoint().unwrap();
     }
-    staging.put_whole(&[(BlobHash::of(b"x"), b"x")]).unwrap();
+    staging.put_small(&[(BlobHash::of(b"x"), b"x"[..].into())]).unwrap();
     assert_eq!(staging.sweep(&|hash| *hash == kept.hash).unwrap(), 2);
     let reader = world.catalog.read().unwrap();
     assert!(reader.staging(&world.space, &kept.hash).unwrap().is_some());
@@ -345,7 +352,7 @@ fn what_nobody_wants_is_swept() {
 fn a_damaged_place_is_passed_over_and_forgotten() {
     let world = World::new();
     let blob = peer(50_000);
-    world.staging().put_whole(&[(blob.hash, &blob.data)]).unwrap();
+    world.staging().put_small(&[(blob.hash, blob.data.clone().into())]).unwrap();
     let part = world.at(&format!(".sluice/staging/{}.part", blob.hash));
     let look = |world: &World| {
         let reader = world.catalog.read().unwrap();
@@ -366,7 +373,7 @@ fn a_damaged_place_is_passed_over_and_forgotten() {
 fn quarantine_moves_staged_bytes_out_of_use() {
     let world = World::new();
     let blob = peer(50_000);
-    world.staging().put_whole(&[(blob.hash, &blob.data)]).unwrap();
+    world.staging().put_small(&[(blob.hash, blob.data.clone().into())]).unwrap();
     let reader = world.catalog.read().unwrap();
     let place = open_blob(&world.lake, &reader, &world.space, &blob.hash).unwrap().place;
     drop(reader);
@@ -380,7 +387,7 @@ fn quarantine_moves_staged_bytes_out_of_use() {
 fn another_space_cannot_open_a_blob() {
     let world = World::new();
     let blob = peer(50_000);
-    world.staging().put_whole(&[(blob.hash, &blob.data)]).unwrap();
+    world.staging().put_small(&[(blob.hash, blob.data.clone().into())]).unwrap();
     let reader = world.catalog.read().unwrap();
     let other = sluice_protocol::ids::SpaceId([8; 32]);
     assert!(matches!(open_blob(&world.lake, &reader, &other, &blob.hash), Err(BlobError::Unknown(_))));

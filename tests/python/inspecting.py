@@ -6,7 +6,6 @@ Everything outside tables is compared byte by byte. Invariant: nothing below the
 """
 
 import hashlib
-import json
 import os
 import re
 import stat
@@ -29,7 +28,8 @@ def sha256(data):
 def rows_hash(table: pa.Table):
     """One hash for a set of rows, whatever their order."""
     names = sorted(table.column_names)
-    rows = sorted(json.dumps(row, sort_keys=True, default=str) for row in table.select(names).to_pylist())
+    columns = [table[name].to_pylist() for name in names]
+    rows = sorted(map(repr, zip(*columns)))
     return sha256("\n".join([*names, *rows]).encode())
 
 
@@ -147,18 +147,19 @@ def tensors(path):
     return {"metadata": metadata, "tensors": listed}
 
 
-def room(root, path):
-    """The part of the replica's own state that `path` lies in: ("generations", "4"), or () in the open."""
-    try:
-        return Path(os.path.normpath(path)).relative_to(root / STATE).parts[:2]
-    except ValueError:
+def room(path):
+    """The part of a replica's own state that `path` lies in: ("generations", "4"), or () in the open."""
+    names = Path(os.path.normpath(path)).parts
+    if STATE not in names:
         return ()
+    inside = names.index(STATE) + 1
+    return names[inside : inside + 2]
 
 
-def is_structural(root, link):
+def is_structural(link):
     """Whether a link is the replica's own, leading from the open into its state or from one room of it to another."""
     parent = Path(os.path.realpath(link.parent))
-    return room(root, parent) != room(root, parent / os.readlink(link))
+    return room(parent) != room(parent / os.readlink(link))
 
 
 def walk(root, directory, found):
@@ -177,7 +178,7 @@ def walk(root, directory, found):
     for entry in entries:
         path = directory / entry.name
         key = path.relative_to(root).as_posix()
-        if entry.is_symlink() and not is_structural(root, path):
+        if entry.is_symlink() and not is_structural(path):
             found["links"][key] = os.readlink(path)
         elif entry.is_dir():
             walk(root, path, found)

@@ -5,6 +5,8 @@
     lake.py steps                     the names of the steps, in their order
     lake.py change DIR STEP           one step on an existing lake
     lake.py inspect DIR               everything a reader can see, as JSON on stdout
+    lake.py serve                     the same verbs, one JSON list a line on stdin, one JSON answer
+                                      a line on stdout: the libraries take seconds to load
 
 The tables are written and read by deltalake, pylance and safetensors, never by Sluice:
 `inspect` of a source and of its replica must be equal, and this file knows nothing of how
@@ -14,6 +16,7 @@ they came to be. Invariant: `inspect` writes nothing below DIR.
 import argparse
 import json
 import sys
+import traceback
 from pathlib import Path
 
 import changing
@@ -21,7 +24,7 @@ import inspecting
 import making
 
 
-def parse_arguments():
+def parser():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     verbs = parser.add_subparsers(dest="verb", required=True)
 
@@ -39,19 +42,41 @@ def parse_arguments():
 
     inspect = verbs.add_parser("inspect", help="print what a reader sees")
     inspect.add_argument("dir", type=Path)
-    return parser.parse_args()
+
+    verbs.add_parser("serve", help="do what stdin says, line by line")
+    return parser
+
+
+def do(arguments):
+    """One verb; its answer as plain data."""
+    if arguments.verb == "make":
+        return making.make(arguments.dir, arguments.seed, arguments.csv_mib, arguments.binary_mib)
+    if arguments.verb == "steps":
+        return list(changing.STEPS)
+    if arguments.verb == "change":
+        return changing.STEPS[arguments.step](arguments.dir)
+    return inspecting.inspect(arguments.dir)
+
+
+def serve():
+    for line in sys.stdin:
+        try:
+            answer = {"answer": do(parser().parse_args(json.loads(line)))}
+        except (Exception, SystemExit):
+            answer = {"failure": traceback.format_exc()}
+        print(json.dumps(answer), flush=True)
 
 
 def main():
-    arguments = parse_arguments()
-    if arguments.verb == "make":
-        making.make(arguments.dir, arguments.seed, arguments.csv_mib, arguments.binary_mib)
-    elif arguments.verb == "steps":
-        print("\n".join(changing.STEPS))
-    elif arguments.verb == "change":
-        changing.STEPS[arguments.step](arguments.dir)
-    else:
-        json.dump(inspecting.inspect(arguments.dir), sys.stdout, indent=1, sort_keys=True)
+    arguments = parser().parse_args()
+    if arguments.verb == "serve":
+        serve()
+        return
+    answer = do(arguments)
+    if arguments.verb == "steps":
+        print("\n".join(answer))
+    elif answer is not None:
+        json.dump(answer, sys.stdout, indent=1, sort_keys=True)
         print()
 
 

@@ -3,10 +3,12 @@
 //! Invariant: what counts as equal is decided by what those libraries see, and by bytes where no
 //! library is involved; never by Sluice.
 
+use std::io::{BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
+use std::sync::{Mutex, OnceLock, PoisonError};
 
-use serde_json::Value;
+use serde_json::{Value, json};
 
 /// How many differences are worth reading.
 const DIFFERENCES_MAX: usize = 40;
@@ -43,7 +45,8 @@ impl Lake {
 
     /// The names of all steps, in their order.
     pub fn steps() -> Vec<String> {
-        python(&["steps".to_owned()]).lines().map(str::to_owned).collect()
+        let steps = python(&["steps".to_owned()]);
+        serde_json::from_value(steps).expect("a list of names")
     }
 
     /// What a reader sees.
@@ -54,28 +57,54 @@ impl Lake {
 
 /// What a reader sees in the lake at `root`, a source or a replica.
 pub fn inspect(root: &Path) -> Value {
-    let printed = python(&["inspect".to_owned(), text(root)]);
-    serde_json::from_str(&printed).expect("lake.py inspect prints JSON")
+    python(&["inspect".to_owned(), text(root)])
 }
 
-/// Runs `lake.py` and gives what it printed. Panics when it fails, or when there is no Python for it:
-/// a test that cannot look is a failed test.
-pub fn python(args: &[String]) -> String {
-    let interpreter = std::env::var_os("SLUICE_PYTHON").unwrap_or_else(|| {
-        panic!(
-            "SLUICE_PYTHON is not set: run the tests with `make test`, or `make setup` and set it to the venv's python"
-        )
-    });
-    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("python/lake.py");
-    let done = Command::new(&interpreter)
-        .arg(&script)
-        .args(args)
-        .env("PYTHONDONTWRITEBYTECODE", "1")
-        .output()
-        .unwrap_or_else(|e| panic!("{interpreter:?} does not start ({e}): run `make setup`"));
-    let errors = String::from_utf8_lossy(&done.stderr);
-    assert!(done.status.success(), "lake.py {args:?} failed:\n{errors}");
-    String::from_utf8(done.stdout).expect("lake.py prints UTF-8")
+/// One `lake.py serve` for the tests of this process.
+struct Librarian {
+    _process: Child,
+    says: ChildStdin,
+    hears: BufReader<ChildStdout>,
+}
+
+impl Librarian {
+    /// Panics when there is no Python for it: a test that cannot look is a failed test.
+    fn start() -> Self {
+        let interpreter = std::env::var_os("SLUICE_PYTHON").unwrap_or_else(|| {
+            panic!("SLUICE_PYTHON is not set: run `make test`, or `make setup` and set it to the environment's python")
+        });
+        let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("python/lake.py");
+        let mut process = Command::new(&interpreter)
+            .arg(&script)
+            .arg("serve")
+            .env("PYTHONDONTWRITEBYTECODE", "1")
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap_or_else(|e| panic!("{interpreter:?} does not start ({e}): run `make setup`"));
+        let says = process.stdin.take().expect("piped");
+        let hears = BufReader::new(process.stdout.take().expect("piped"));
+        Self { _process: process, says, hears }
+    }
+
+    fn ask(&mut self, args: &[String]) -> Value {
+        writeln!(self.says, "{}", json!(args)).expect("lake.py listens: its own words are above");
+        let mut line = String::new();
+        self.hears.read_line(&mut line).expect("lake.py answers");
+        let mut answer: Value = serde_json::from_str(&line).expect("lake.py answers in JSON: its own words are above");
+        if let Some(failure) = answer["failure"].as_str() {
+            panic!("lake.py {args:?} failed:\n{failure}");
+        }
+        answer["answer"].take()
+    }
+}
+
+/// Runs one verb of `lake.py` and gives its answer. It ends with this process, whose pipe it reads.
+fn python(args: &[String]) -> Value {
+    static LIBRARIAN: OnceLock<Mutex<Librarian>> = OnceLock::new();
+    let librarian = LIBRARIAN.get_or_init(|| Mutex::new(Librarian::start()));
+    // A failed verb of another test leaves it able to answer.
+    librarian.lock().unwrap_or_else(PoisonError::into_inner).ask(args)
 }
 
 /// What differs between two inspections, as lines `path: left | right`. Empty means equal.

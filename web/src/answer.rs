@@ -101,7 +101,11 @@ async fn ended(job: JoinHandle<Result<Outcome, ApiError>>, patience: Option<Dura
         })?,
     };
     joined.unwrap_or_else(|_| {
-        Err(ApiError::new(Failure::Error, "the operation ended by a fault in the program", "the log of `sluice up` says where"))
+        Err(ApiError::new(
+            Failure::Error,
+            "the operation ended by a fault in the program",
+            "the log of `sluice up` says where",
+        ))
     })
 }
 
@@ -132,7 +136,7 @@ fn lines(node: Arc<dyn Node>, op: Operation, patience: Option<Duration>) -> Resp
 }
 
 fn events(feed: &Feed) -> String {
-    feed.take().iter().map(|event| line(event)).collect()
+    feed.take().iter().map(line).collect()
 }
 
 fn last_line(result: Result<Outcome, ApiError>) -> String {

@@ -22,11 +22,21 @@ impl<S: Send + Sync, T: DeserializeOwned> FromRequest<S> for Fields<T> {
         let read = axum::body::Bytes::from_request(req, state);
         let bytes = tokio::time::timeout(BODY_PATIENCE, read)
             .await
-            .map_err(|_| Refusal::usage(StatusCode::REQUEST_TIMEOUT, "the request's body did not arrive in time", "send it at once"))?
+            .map_err(|_| {
+                Refusal::usage(
+                    StatusCode::REQUEST_TIMEOUT,
+                    "the request's body did not arrive in time",
+                    "send it at once",
+                )
+            })?
             .map_err(body_refusal)?;
         let text: &[u8] = if bytes.is_empty() { b"{}" } else { &bytes };
         serde_json::from_slice(text).map(Fields).map_err(|e| {
-            Refusal::usage(StatusCode::BAD_REQUEST, format!("the request's body cannot be used: {e}"), "docs/cli.md shows the fields of each call")
+            Refusal::usage(
+                StatusCode::BAD_REQUEST,
+                format!("the request's body cannot be used: {e}"),
+                "docs/cli.md shows the fields of each call",
+            )
         })
     }
 }
@@ -47,7 +57,11 @@ impl<S: Send + Sync, T: DeserializeOwned> FromRequestParts<S> for Asked<T> {
 
     async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Refusal> {
         Query::<T>::from_request_parts(parts, state).await.map(|Query(t)| Asked(t)).map_err(|e| {
-            Refusal::usage(StatusCode::BAD_REQUEST, format!("the address cannot be used: {}", e.body_text()), "docs/cli.md shows the parameters of each call")
+            Refusal::usage(
+                StatusCode::BAD_REQUEST,
+                format!("the address cannot be used: {}", e.body_text()),
+                "docs/cli.md shows the parameters of each call",
+            )
         })
     }
 }
@@ -60,7 +74,11 @@ impl<S: Send + Sync, T: DeserializeOwned + Send> FromRequestParts<S> for Named<T
 
     async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Refusal> {
         Path::<T>::from_request_parts(parts, state).await.map(|Path(t)| Named(t)).map_err(|e| {
-            Refusal::usage(StatusCode::BAD_REQUEST, format!("the address cannot be used: {}", e.body_text()), "names in it are UTF-8, percent-encoded")
+            Refusal::usage(
+                StatusCode::BAD_REQUEST,
+                format!("the address cannot be used: {}", e.body_text()),
+                "names in it are UTF-8, percent-encoded",
+            )
         })
     }
 }

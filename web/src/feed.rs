@@ -36,7 +36,9 @@ impl Feed {
         let mut events: Vec<Progress> = waiting.events.drain(..).collect();
         let lost = std::mem::take(&mut waiting.lost);
         if lost > 0 {
-            events.push(Progress::Note { text: format!("{lost} events were left out here: this watcher read too slowly") });
+            events.push(Progress::Note {
+                text: format!("{lost} events were left out here: this watcher read too slowly"),
+            });
         }
         events
     }

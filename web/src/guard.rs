@@ -88,7 +88,11 @@ fn check_origin(guard: &Guard, headers: &HeaderMap) -> Result<(), Refusal> {
     if headers.get_all(header::ORIGIN).iter().all(same) {
         return Ok(());
     }
-    Err(Refusal::usage(StatusCode::FORBIDDEN, "the request comes from a page of another origin", "call the API from a program or from its own page"))
+    Err(Refusal::usage(
+        StatusCode::FORBIDDEN,
+        "the request comes from a page of another origin",
+        "call the API from a program or from its own page",
+    ))
 }
 
 /// `name:port` with a loopback name and our own port; the port may be left out only where HTTP's own is meant.
@@ -131,8 +135,20 @@ mod tests {
             assert!(is_ours(good, 7712), "{good}");
         }
         for bad in [
-            "", "localhost", "localhost:7713", "localhost:77120", "localhost.evil.test:7712", "127.0.0.1.evil.test:7712", "127.0.0.2:7712",
-            "evil.test:7712", "user@localhost:7712", "localhost:7712:7712", "[::1]", "::1:7712", "localhost:+7712", "löcalhost:7712",
+            "",
+            "localhost",
+            "localhost:7713",
+            "localhost:77120",
+            "localhost.evil.test:7712",
+            "127.0.0.1.evil.test:7712",
+            "127.0.0.2:7712",
+            "evil.test:7712",
+            "user@localhost:7712",
+            "localhost:7712:7712",
+            "[::1]",
+            "::1:7712",
+            "localhost:+7712",
+            "löcalhost:7712",
         ] {
             assert!(!is_ours(bad, 7712), "{bad}");
         }

@@ -85,7 +85,11 @@ async fn unknown_route() -> Refusal {
 }
 
 async fn unknown_method() -> Refusal {
-    Refusal::usage(StatusCode::METHOD_NOT_ALLOWED, "this address does not take that method", "docs/cli.md lists the routes")
+    Refusal::usage(
+        StatusCode::METHOD_NOT_ALLOWED,
+        "this address does not take that method",
+        "docs/cli.md lists the routes",
+    )
 }
 
 async fn status(State(node): App, headers: HeaderMap) -> Response {
@@ -132,7 +136,12 @@ struct NewSnapshot {
     tag: Option<String>,
 }
 
-async fn snapshot_create(State(node): App, headers: HeaderMap, Named(space): Named<String>, Fields(new): Fields<NewSnapshot>) -> Response {
+async fn snapshot_create(
+    State(node): App,
+    headers: HeaderMap,
+    Named(space): Named<String>,
+    Fields(new): Fields<NewSnapshot>,
+) -> Response {
     answer(node, &headers, Operation::SnapshotCreate { space, tag: new.tag }).await
 }
 
@@ -141,7 +150,11 @@ async fn snapshot_list(State(node): App, headers: HeaderMap, Named(space): Named
 }
 
 /// The snapshot `newest` is the newest one here.
-async fn snapshot_show(State(node): App, headers: HeaderMap, Named((space, snapshot)): Named<(String, String)>) -> Response {
+async fn snapshot_show(
+    State(node): App,
+    headers: HeaderMap,
+    Named((space, snapshot)): Named<(String, String)>,
+) -> Response {
     let snapshot = Some(snapshot).filter(|s| s != "newest");
     answer(node, &headers, Operation::SnapshotShow { space, snapshot }).await
 }
@@ -154,7 +167,12 @@ struct Between {
     to: Option<String>,
 }
 
-async fn snapshot_diff(State(node): App, headers: HeaderMap, Named(space): Named<String>, Asked(q): Asked<Between>) -> Response {
+async fn snapshot_diff(
+    State(node): App,
+    headers: HeaderMap,
+    Named(space): Named<String>,
+    Asked(q): Asked<Between>,
+) -> Response {
     answer(node, &headers, Operation::SnapshotDiff { space, from: q.from, to: q.to }).await
 }
 
@@ -165,7 +183,12 @@ struct HowToSync {
     dry_run: bool,
 }
 
-async fn sync_space(State(node): App, headers: HeaderMap, Named(space): Named<String>, Fields(how): Fields<HowToSync>) -> Response {
+async fn sync_space(
+    State(node): App,
+    headers: HeaderMap,
+    Named(space): Named<String>,
+    Fields(how): Fields<HowToSync>,
+) -> Response {
     answer(node, &headers, Operation::Sync { space: Some(space), dry_run: how.dry_run }).await
 }
 
@@ -180,7 +203,12 @@ struct HowToVerify {
     deep: bool,
 }
 
-async fn verify(State(node): App, headers: HeaderMap, Named(space): Named<String>, Fields(how): Fields<HowToVerify>) -> Response {
+async fn verify(
+    State(node): App,
+    headers: HeaderMap,
+    Named(space): Named<String>,
+    Fields(how): Fields<HowToVerify>,
+) -> Response {
     answer(node, &headers, Operation::Verify { space, deep: how.deep }).await
 }
 
@@ -191,7 +219,12 @@ struct WhichPath {
     section: Option<String>,
 }
 
-async fn path(State(node): App, headers: HeaderMap, Named(space): Named<String>, Asked(q): Asked<WhichPath>) -> Response {
+async fn path(
+    State(node): App,
+    headers: HeaderMap,
+    Named(space): Named<String>,
+    Asked(q): Asked<WhichPath>,
+) -> Response {
     answer(node, &headers, Operation::Path { space, section: q.section }).await
 }
 
@@ -240,7 +273,12 @@ struct WhatToRevoke {
     space: Option<String>,
 }
 
-async fn peer_revoke(State(node): App, headers: HeaderMap, Named(peer): Named<String>, Asked(q): Asked<WhatToRevoke>) -> Response {
+async fn peer_revoke(
+    State(node): App,
+    headers: HeaderMap,
+    Named(peer): Named<String>,
+    Asked(q): Asked<WhatToRevoke>,
+) -> Response {
     answer(node, &headers, Operation::PeerRevoke { peer, space: q.space }).await
 }
 
@@ -249,5 +287,9 @@ async fn shutdown(State(node): App, headers: HeaderMap) -> Response {
 }
 
 async fn shutdown_elsewhere() -> Refusal {
-    Refusal::usage(StatusCode::FORBIDDEN, "the site cannot be stopped through this door", "stop it through the socket in its home, or by its service manager")
+    Refusal::usage(
+        StatusCode::FORBIDDEN,
+        "the site cannot be stopped through this door",
+        "stop it through the socket in its home, or by its service manager",
+    )
 }

@@ -31,12 +31,17 @@ impl Context {
     pub(super) fn new(global: &Global) -> Result<Self> {
         let home = match &global.home {
             Some(home) if home.as_os_str().is_empty() => {
-                return Err(ApiError::new(Failure::Usage, "the home is named by an empty text", "give a folder to --home or SLUICE_HOME"));
+                return Err(ApiError::new(
+                    Failure::Usage,
+                    "the home is named by an empty text",
+                    "give a folder to --home or SLUICE_HOME",
+                ));
             }
             Some(home) => home.clone(),
             None => default_home()?,
         };
-        let home = std::path::absolute(&home).map_err(|e| ApiError::plain(Failure::Error, format!("the current folder is gone: {e}")))?;
+        let home = std::path::absolute(&home)
+            .map_err(|e| ApiError::plain(Failure::Error, format!("the current folder is gone: {e}")))?;
         Ok(Self { home, json: global.json, quiet: global.quiet, allow_volatile: global.allow_volatile })
     }
 
@@ -90,7 +95,9 @@ fn default_home() -> Result<PathBuf> {
     absolute("XDG_DATA_HOME")
         .or_else(|| absolute("HOME").map(|home| home.join(".local/share")))
         .map(|data| data.join("sluice"))
-        .ok_or_else(|| ApiError::new(Failure::Usage, "no home is named and HOME is not set", "name one with --home or SLUICE_HOME"))
+        .ok_or_else(|| {
+            ApiError::new(Failure::Usage, "no home is named and HOME is not set", "name one with --home or SLUICE_HOME")
+        })
 }
 
 /// A path on this side of the socket, as the daemon understands it: absolute, and UTF-8.
@@ -98,7 +105,11 @@ pub(super) fn absolute(path: &Path) -> Result<String> {
     let absolute = std::path::absolute(path)
         .map_err(|e| ApiError::plain(Failure::Usage, format!("`{}` is no path: {e}", path.display())))?;
     absolute.into_os_string().into_string().map_err(|path| {
-        ApiError::new(Failure::Usage, format!("the path {path:?} is not UTF-8"), "rename the folder, or link to it by another name")
+        ApiError::new(
+            Failure::Usage,
+            format!("the path {path:?} is not UTF-8"),
+            "rename the folder, or link to it by another name",
+        )
     })
 }
 

@@ -119,7 +119,10 @@ async fn first_copy(sites: &Sites, source: &Path, copy: &Path, story: &mut Story
     if joined["phrase"] != invited["phrase"] {
         return Err(ApiError::plain(Failure::Verification, "the two sites show different phrases"));
     }
-    story.end(number(&joined, "bytes_moved"), &format!("same phrase: {}", joined["phrase"].as_str().unwrap_or_default()));
+    story.end(
+        number(&joined, "bytes_moved"),
+        &format!("same phrase: {}", joined["phrase"].as_str().unwrap_or_default()),
+    );
     same(source, copy, story).await
 }
 
@@ -167,11 +170,14 @@ fn number(value: &Value, key: &str) -> u64 {
 }
 
 fn text(path: &Path) -> Result<&str> {
-    path.to_str().ok_or_else(|| ApiError::new(Failure::Usage, "the demo's folder is not UTF-8", "name another with --dir"))
+    path.to_str()
+        .ok_or_else(|| ApiError::new(Failure::Usage, "the demo's folder is not UTF-8", "name another with --dir"))
 }
 
 /// Runs what blocks beside the runtime.
-async fn off_thread<T: Send + 'static>(work: impl FnOnce() -> std::result::Result<T, String> + Send + 'static) -> Result<T> {
+async fn off_thread<T: Send + 'static>(
+    work: impl FnOnce() -> std::result::Result<T, String> + Send + 'static,
+) -> Result<T> {
     let ended = tokio::task::spawn_blocking(work).await.map_err(|e| e.to_string());
     ended.and_then(|done| done).map_err(|e| ApiError::plain(Failure::Error, e))
 }
@@ -193,10 +199,16 @@ impl Folder {
                 (above.join(format!("run-{}", super::output::now_ms())), Some(above))
             }
         };
-        let wrong = |e: std::io::Error| ApiError::plain(Failure::Error, format!("the folder `{}` cannot be made: {e}", path.display()));
+        let wrong = |e: std::io::Error| {
+            ApiError::plain(Failure::Error, format!("the folder `{}` cannot be made: {e}", path.display()))
+        };
         std::fs::create_dir_all(&path).map_err(wrong)?;
         if std::fs::read_dir(&path).map_err(wrong)?.next().is_some() {
-            return Err(ApiError::new(Failure::Usage, format!("`{}` is not empty", path.display()), "name a new folder with --dir"));
+            return Err(ApiError::new(
+                Failure::Usage,
+                format!("`{}` is not empty", path.display()),
+                "name a new folder with --dir",
+            ));
         }
         let path = path.canonicalize().map_err(wrong)?;
         Ok(Self { path, above, keep })

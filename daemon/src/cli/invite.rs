@@ -71,8 +71,24 @@ mod tests {
 
     #[test]
     fn lengths_of_time() {
-        assert_eq!([seconds("90s"), seconds("10m"), seconds("2h"), seconds("30d")], [Ok(90), Ok(600), Ok(7200), Ok(2_592_000)]);
-        for wrong in ["", "m", "10", "0s", "-1m", "1.5h", "31d", "10 m", "10ms", "99999999999999999999s", "9999999999999999999d", "1ü"] {
+        assert_eq!(
+            [seconds("90s"), seconds("10m"), seconds("2h"), seconds("30d")],
+            [Ok(90), Ok(600), Ok(7200), Ok(2_592_000)]
+        );
+        for wrong in [
+            "",
+            "m",
+            "10",
+            "0s",
+            "-1m",
+            "1.5h",
+            "31d",
+            "10 m",
+            "10ms",
+            "99999999999999999999s",
+            "9999999999999999999d",
+            "1ü",
+        ] {
             assert!(seconds(wrong).is_err(), "{wrong}");
         }
     }

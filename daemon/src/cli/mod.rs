@@ -48,7 +48,9 @@ type Result<T> = std::result::Result<T, ApiError>;
 /// Moves lakehouses between sites and proves that the copy answers like the source.
 #[derive(Debug, Parser)]
 #[command(name = "sluice", version, propagate_version = true, arg_required_else_help = true, max_term_width = 100)]
-#[command(after_help = "Exit codes: 0 done, 1 error, 2 wrong usage, 3 verification failed, 4 not finished (the same command goes on).")]
+#[command(
+    after_help = "Exit codes: 0 done, 1 error, 2 wrong usage, 3 verification failed, 4 not finished (the same command goes on)."
+)]
 struct Sluice {
     #[command(flatten)]
     global: Global,

@@ -29,7 +29,9 @@ pub(super) fn failed(error: &ApiError, json: bool) -> ExitCode {
 
 /// The text without control characters and without marks that turn its direction.
 pub(super) fn clean(text: &str) -> String {
-    let disturbs = |c: char| c.is_control() || matches!(c, '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
+    let disturbs = |c: char| {
+        c.is_control() || matches!(c, '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
+    };
     text.chars().map(|c| if disturbs(c) { '\u{fffd}' } else { c }).collect()
 }
 
@@ -63,6 +65,14 @@ pub(super) fn ago(time_ms: u64, now_ms: u64) -> String {
         120..=7_199 => format!("{} min", seconds / 60),
         7_200..=172_799 => format!("{} h", seconds / 3600),
         _ => format!("{} d", seconds / 86_400),
+    }
+}
+
+/// The same, as an adverb.
+pub(super) fn since(time_ms: u64, now_ms: u64) -> String {
+    match ago(time_ms, now_ms).as_str() {
+        "now" => "just now".into(),
+        time => format!("{time} ago"),
     }
 }
 
@@ -125,7 +135,10 @@ mod tests {
     #[test]
     fn sizes_and_times() {
         assert_eq!([mib(0), mib(1), mib(1 << 20), mib(50 << 20)], ["0 MiB", "<0.01 MiB", "1.00 MiB", "50.0 MiB"]);
-        assert_eq!([ago(0, 500), ago(0, 5_000), ago(0, 600_000), ago(0, 86_400_000), ago(9, 0)], ["now", "5 s", "10 min", "24 h", "now"]);
+        assert_eq!(
+            [ago(0, 500), ago(0, 5_000), ago(0, 600_000), ago(0, 86_400_000), ago(9, 0)],
+            ["now", "5 s", "10 min", "24 h", "now"]
+        );
     }
 
     #[test]

@@ -4,7 +4,7 @@ use clap::Subcommand;
 use sluice_protocol::api::{Done, Operation, PeerInfo};
 
 use super::context::Context;
-use super::output::{ago, clean, mib, now_ms};
+use super::output::{clean, mib, now_ms, since};
 use super::{Ended, Result, status};
 
 /// List, show and revoke peers
@@ -60,7 +60,7 @@ fn text(peer: &PeerInfo, now_ms: u64) -> String {
         list(&peer.lanes),
         match (peer.connected, peer.last_seen_ms) {
             (true, _) => "connected".into(),
-            (false, Some(time)) => format!("away, seen {} ago", ago(time, now_ms)),
+            (false, Some(time)) => format!("away, seen {}", since(time, now_ms)),
             (false, None) => "never seen".into(),
         },
         list(&peer.spaces),

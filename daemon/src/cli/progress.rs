@@ -70,7 +70,9 @@ fn on_bar(bar: &ProgressBar, progress: Progress) {
             bar.set_message(clean(&format!("{space}: {stage}")));
         }
         Progress::Amount { stage, files, files_total, bytes, bytes_total } if bytes_total > 0 => {
-            bar.set_style(style("{spinner} {msg} [{bar:30}] {binary_bytes} of {binary_total_bytes}, {binary_bytes_per_sec}, {eta} left"));
+            bar.set_style(style(
+                "{spinner} {msg} [{bar:30}] {binary_bytes} of {binary_total_bytes}, {binary_bytes_per_sec}, {eta} left",
+            ));
             bar.set_length(bytes_total);
             bar.set_position(bytes.min(bytes_total));
             bar.set_message(clean(&format!("{stage} ({})", of_total(files, files_total))));
@@ -113,14 +115,23 @@ mod tests {
 
     #[test]
     fn a_log_gets_a_line_now_and_then() {
-        let amount = |stage: &str, bytes| Progress::Amount { stage: stage.into(), files: 1, files_total: 2, bytes, bytes_total: 4 << 20 };
+        let amount = |stage: &str, bytes| Progress::Amount {
+            stage: stage.into(),
+            files: 1,
+            files_total: 2,
+            bytes,
+            bytes_total: 4 << 20,
+        };
         let start = Instant::now();
         let mut last = None;
         let mut lines = Vec::new();
         for second in 0..25u64 {
             lines.extend(line(&mut last, &amount("transfer", second << 20), start + Duration::from_secs(second)));
         }
-        assert_eq!(lines, ["transfer: 1 of 2 files, 10.0 MiB of 4.00 MiB", "transfer: 1 of 2 files, 20.0 MiB of 4.00 MiB"]);
+        assert_eq!(
+            lines,
+            ["transfer: 1 of 2 files, 10.0 MiB of 4.00 MiB", "transfer: 1 of 2 files, 20.0 MiB of 4.00 MiB"]
+        );
         assert_eq!(line(&mut last, &amount("verify", 0), start + Duration::from_secs(60)), None);
         let note = Progress::Note { text: "compare:\u{1b}[1m x".into() };
         assert_eq!(line(&mut last, &note, start).unwrap(), "compare:\u{fffd}[1m x");

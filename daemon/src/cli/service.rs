@@ -13,8 +13,10 @@ use crate::service::{Unit, text};
 
 /// Print a systemd unit that runs this site, hardened
 #[derive(Debug, Args)]
-#[command(after_help = "As root:   sluice service > /etc/systemd/system/sluice.service && systemctl enable --now sluice\n\
-                        As a user: sluice service --user > ~/.config/systemd/user/sluice.service && systemctl --user enable --now sluice")]
+#[command(
+    after_help = "As root:   sluice service > /etc/systemd/system/sluice.service && systemctl enable --now sluice\n\
+                        As a user: sluice service --user > ~/.config/systemd/user/sluice.service && systemctl --user enable --now sluice"
+)]
 pub(super) struct Service {
     /// For the user's own service manager
     #[arg(long)]
@@ -30,7 +32,9 @@ impl Service {
         let program = std::env::current_exe()
             .map_err(|e| ApiError::plain(Failure::Error, format!("the path of this program cannot be found: {e}")))?;
         let lakes = self.lakes.iter().map(|lake| {
-            lake.canonicalize().map_err(|e| ApiError::plain(Failure::Usage, format!("the lake `{}` cannot be found: {e}", lake.display())))
+            lake.canonicalize().map_err(|e| {
+                ApiError::plain(Failure::Usage, format!("the lake `{}` cannot be found: {e}", lake.display()))
+            })
         });
         let unit = text(&Unit {
             program: &program,

@@ -101,7 +101,10 @@ pub(super) fn report(r: &SnapshotReport) -> String {
         out.push_str(&format!("! left out: {}: {}\n", clean(&s.path), clean(&s.reason)));
     }
     if !r.skipped.is_empty() {
-        out.push_str(&format!("! {} left out; mend and take the snapshot again\n", count(r.skipped.len() as u64, "file was", "files were")));
+        out.push_str(&format!(
+            "! {} left out; mend and take the snapshot again\n",
+            count(r.skipped.len() as u64, "file was", "files were")
+        ));
     }
     out
 }

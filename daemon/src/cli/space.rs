@@ -9,7 +9,7 @@ use sluice_protocol::api::{
 use sluice_protocol::manifest::History;
 
 use super::context::{Context, absolute};
-use super::output::{Table, ago, clean, mib, now_ms};
+use super::output::{Table, clean, mib, now_ms, since};
 use super::{Ended, Result, snapshot, status};
 
 /// Add, list, show and remove spaces
@@ -90,7 +90,7 @@ fn text(detail: &SpaceDetail, now_ms: u64) -> String {
         clean(&info.path),
         detail.owner,
         match (info.snapshot, info.seq, info.snapshot_time_ms) {
-            (Some(id), Some(seq), Some(time)) => format!("{id}, number {seq}, {} ago", ago(time, now_ms)),
+            (Some(id), Some(seq), Some(time)) => format!("{id}, number {seq}, {}", since(time, now_ms)),
             (Some(id), ..) => id.to_string(),
             _ => "none yet".into(),
         },

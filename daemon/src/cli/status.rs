@@ -4,10 +4,10 @@ use std::io::IsTerminal;
 use std::time::Duration;
 
 use clap::Args;
-use sluice_protocol::api::{self, JobInfo, Operation, PeerInfo, Role, SpaceInfo, SpaceState};
+use sluice_protocol::api::{self, Alert, JobInfo, Operation, PeerInfo, Role, SpaceInfo, SpaceState};
 
 use super::context::Context;
-use super::output::{Table, ago, clean, count, mib, now_ms};
+use super::output::{Table, ago, clean, count, mib, now_ms, since};
 use super::{Ended, Result, output};
 
 /// Time between two looks of `--watch`.
@@ -61,15 +61,21 @@ fn text(status: &api::Status, now_ms: u64) -> String {
     part(spaces(&status.spaces, now_ms));
     part(peers(&status.peers, now_ms));
     part(jobs(&status.jobs, now_ms));
-    part(format!("moved {}, reused {} since this site was made\n", mib(status.moved_bytes_total), mib(status.reused_bytes_total)));
-    part(
-        status
-            .alerts
-            .iter()
-            .map(|a| format!("! {} ago{}: {}\n", ago(a.time_ms, now_ms), a.space.as_ref().map_or(String::new(), |s| format!(", {}", clean(s))), clean(&a.text)))
-            .collect(),
-    );
+    part(format!(
+        "moved {}, reused {} since this site was made\n",
+        mib(status.moved_bytes_total),
+        mib(status.reused_bytes_total)
+    ));
+    part(alerts(&status.alerts, now_ms));
     out
+}
+
+fn alerts(alerts: &[Alert], now_ms: u64) -> String {
+    let line = |a: &Alert| {
+        let space = a.space.as_ref().map_or(String::new(), |s| format!(", {}", clean(s)));
+        format!("! {}{space}: {}\n", since(a.time_ms, now_ms), clean(&a.text))
+    };
+    alerts.iter().map(line).collect()
 }
 
 /// The word for a role.
@@ -113,7 +119,11 @@ pub(super) fn spaces(spaces: &[SpaceInfo], now_ms: u64) -> String {
         ]);
         if !s.skipped.is_empty() {
             let left_out = count(s.skipped.len() as u64, "file was", "files were");
-            skipped.push_str(&format!("! {}: {left_out} left out of the newest snapshot; `sluice space show {}`\n", clean(&s.name), clean(&s.name)));
+            skipped.push_str(&format!(
+                "! {}: {left_out} left out of the newest snapshot; `sluice space show {}`\n",
+                clean(&s.name),
+                clean(&s.name)
+            ));
         }
     }
     table.text() + &skipped

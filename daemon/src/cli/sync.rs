@@ -56,7 +56,14 @@ fn one(s: &SpaceSync) -> String {
     if s.dry_run && !s.rungs.is_empty() {
         let mut table = Table::new(&[">rung", "how", "section", ">files", ">size", ">to fetch"]);
         for r in &s.rungs {
-            table.row([r.rung.to_string(), r.how.clone(), r.section.clone(), r.files.to_string(), mib(r.bytes), mib(r.fetch_bytes)]);
+            table.row([
+                r.rung.to_string(),
+                r.how.clone(),
+                r.section.clone(),
+                r.files.to_string(),
+                mib(r.bytes),
+                mib(r.fetch_bytes),
+            ]);
         }
         out.push_str(&table.text());
     }

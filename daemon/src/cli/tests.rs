@@ -111,6 +111,51 @@ fn completions_know_the_verbs_in_three_shells() {
         for word in ["init", "snapshot", "revoke", "dry-run"] {
             assert!(script.contains(word), "{shell}: {word}");
         }
-        assert!(!script.contains("until-eof"), "{shell}");
+    }
+}
+
+/// The manuals, which these tests keep true.
+const CLI_PAGE: &str = include_str!("../../../docs/cli.md");
+const OPERATIONS_PAGE: &str = include_str!("../../../docs/operations.md");
+
+fn lines_of(command: &clap::Command, above: &str, found: &mut Vec<(String, Vec<String>)>) {
+    for verb in command.get_subcommands().filter(|c| c.get_name() != "help") {
+        let line = format!("{above} {}", verb.get_name());
+        let shown = verb.get_arguments().filter(|a| !a.is_hide_set() && !a.is_global_set());
+        let long = shown.filter_map(|a| a.get_long()).filter(|l| !["help", "version"].contains(l));
+        found.push((line.clone(), long.map(|l| format!("--{l}")).collect()));
+        lines_of(verb, &line, found);
+    }
+}
+
+#[test]
+fn the_manual_names_every_command_and_option() {
+    let mut commands = Vec::new();
+    lines_of(&Sluice::command(), "sluice", &mut commands);
+    assert!(commands.len() > 20);
+    for (line, options) in commands {
+        let rows: Vec<&str> = CLI_PAGE.lines().filter(|l| l.contains(&format!("| `{line}"))).collect();
+        assert!(!rows.is_empty(), "docs/cli.md has no row for `{line}`");
+        for option in options {
+            assert!(rows.iter().any(|r| r.contains(&option)), "docs/cli.md does not tell `{option}` of `{line}`");
+        }
+    }
+    for option in Sluice::command().get_arguments().filter_map(|a| a.get_long()) {
+        assert!(CLI_PAGE.contains(&format!("--{option}")) || ["help", "version"].contains(&option), "{option}");
+    }
+}
+
+#[test]
+fn the_manual_names_every_setting_with_its_default() {
+    let defaults = toml::Table::try_from(crate::config::Config::default()).unwrap();
+    for (table, keys) in defaults {
+        let Some(keys) = keys.as_table() else { continue };
+        for (key, value) in keys {
+            let shown = value.to_string().replace('"', "");
+            let row = OPERATIONS_PAGE.lines().find(|l| l.starts_with(&format!("| `{table}.{key}` |")));
+            let row = row.unwrap_or_else(|| panic!("docs/operations.md has no row for `{table}.{key}`"));
+            let default = row.split('|').nth(2).unwrap().replace(['`', ' '], "");
+            assert_eq!(default, shown.replace(' ', ""), "{table}.{key}");
+        }
     }
 }

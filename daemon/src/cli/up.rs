@@ -26,6 +26,8 @@ use crate::node::SiteNode;
 
 /// How long work in progress may take to come to a safe place.
 const STOP_PATIENCE: Duration = Duration::from_secs(30);
+/// Time between two looks whether it has.
+const REST_LOOK_EVERY: Duration = Duration::from_millis(50);
 
 /// Run the site, until it is stopped
 ///
@@ -80,7 +82,8 @@ impl Up {
         }
         notify::stopping();
         let stop = async {
-            if tokio::time::timeout(STOP_PATIENCE, node.stop()).await.is_err() {
+            node.stop().await;
+            if tokio::time::timeout(STOP_PATIENCE, at_rest(&node)).await.is_err() {
                 tracing::warn!("work in progress was cut off; it goes on at the next start");
             }
             doors.close().await;
@@ -94,6 +97,16 @@ impl Up {
     }
 }
 
+/// Resolves when nothing is going on any more.
+async fn at_rest(node: &Arc<SiteNode>) {
+    // A status that cannot be given any more says that nothing can go on either.
+    while let Ok(Outcome::Status(status)) = node.call(Operation::Status, Arc::new(Unwatched)).await
+        && !status.jobs.is_empty()
+    {
+        tokio::time::sleep(REST_LOOK_EVERY).await;
+    }
+}
+
 /// What can end a site from outside.
 struct Ends {
     terminate: Signal,
@@ -103,7 +116,8 @@ struct Ends {
 
 impl Ends {
     fn new(until_eof: bool) -> Result<Self> {
-        let listen = |kind| signal(kind).map_err(|e| ApiError::plain(Failure::Error, format!("signals cannot be taken: {e}")));
+        let listen =
+            |kind| signal(kind).map_err(|e| ApiError::plain(Failure::Error, format!("signals cannot be taken: {e}")));
         Ok(Self {
             terminate: listen(SignalKind::terminate())?,
             interrupt: listen(SignalKind::interrupt())?,

@@ -45,7 +45,12 @@ async fn every_operation_arrives_as_it_was_sent() {
     let ops = [
         Operation::Status,
         Operation::Doctor,
-        Operation::SpaceAdd { name: text("acme"), path: text("/srv/a b/ü?#%"), history: Some(History::Tagged), opaque: true },
+        Operation::SpaceAdd {
+            name: text("acme"),
+            path: text("/srv/a b/ü?#%"),
+            history: Some(History::Tagged),
+            opaque: true,
+        },
         Operation::SpaceList,
         Operation::SpaceShow { space: text("../a/b?c=d#e %41") },
         Operation::SpaceShow { space: text("..") },

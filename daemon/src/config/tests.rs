@@ -2,6 +2,9 @@
 
 use super::*;
 
+/// A file, variables over it, and what the refusal must name.
+type Case<'a> = (String, &'a [(&'a str, &'a str)], &'a [&'a str]);
+
 fn load(text: &str, variables: &[(&str, &str)]) -> Result<Config, ApiError> {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("config.toml");
@@ -53,7 +56,7 @@ fn the_environment_goes_over_the_file() {
 #[test]
 fn what_is_wrong_is_named_with_a_hint() {
     let v1 = |rest: &str| format!("config_version = 1\n{rest}");
-    let cases: [(String, &[(&str, &str)], &[&str]); 17] = [
+    let cases: [Case; 17] = [
         ("p2p = {".into(), &[], &["no TOML", "line 1"]),
         (v1("[p2p]\nport = 1\nport = 2"), &[], &["no TOML", "line 4"]),
         ("[p2p]\nport = 1".into(), &[], &["name no config_version", "config_version = 1"]),

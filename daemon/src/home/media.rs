@@ -9,8 +9,8 @@ use super::{HomeError, io};
 
 /// Folders that systems empty at boot or after some days.
 const EMPTIED: [&str; 4] = ["/tmp", "/var/tmp", "/dev/shm", "/run"];
-const TMPFS_MAGIC: i64 = 0x0102_1994;
-const RAMFS_MAGIC: i64 = 0x8584_58f6;
+const TMPFS_MAGIC: rustix::fs::FsWord = 0x0102_1994;
+const RAMFS_MAGIC: rustix::fs::FsWord = 0x8584_58f6;
 
 /// Refuses a path on a file system in memory or in a folder that is emptied.
 pub fn check_media(path: &Path) -> Result<(), HomeError> {
@@ -21,7 +21,7 @@ pub fn check_media(path: &Path) -> Result<(), HomeError> {
     }
     let existing = real.ancestors().find(|p| p.exists()).unwrap_or(Path::new("/"));
     let found = rustix::fs::statfs(existing).map_err(|e| io(existing, "looked at")(e.into()))?;
-    match i64::from(found.f_type) {
+    match found.f_type {
         TMPFS_MAGIC => volatile("tmpfs, which is in memory"),
         RAMFS_MAGIC => volatile("ramfs, which is in memory"),
         _ => Ok(()),

@@ -32,7 +32,10 @@ fn init_makes_a_private_home_once() {
     assert_eq!(SiteId(recovery.verifying_key().to_bytes()), made.home.recovery());
     for entry in fs::read_dir(&root).unwrap() {
         let bytes = fs::read(entry.unwrap().path()).unwrap();
-        assert!(!String::from_utf8_lossy(&bytes).contains(made.recovery_key.as_str()), "the recovery key is stored nowhere");
+        assert!(
+            !String::from_utf8_lossy(&bytes).contains(made.recovery_key.as_str()),
+            "the recovery key is stored nowhere"
+        );
     }
 
     let key = fs::read(root.join(KEY)).unwrap();
@@ -78,7 +81,10 @@ fn anything_looser_than_private_is_refused_with_the_cure() {
             let path = if name.is_empty() { home.root().to_path_buf() } else { home.root().join(name) };
             chmod(&path, wanted | extra);
             let refused = Home::open(home.root(), true).unwrap_err();
-            assert!(matches!(&refused, HomeError::TooOpen { path: p, .. } if *p == path), "{name} {extra:o}: {refused}");
+            assert!(
+                matches!(&refused, HomeError::TooOpen { path: p, .. } if *p == path),
+                "{name} {extra:o}: {refused}"
+            );
             let told = ApiError::from(refused);
             assert_eq!(told.hint.unwrap(), format!("run `chmod {wanted:o} '{}'`", path.display()));
             // The cure cures.
@@ -110,6 +116,18 @@ fn a_home_of_links_or_rubbish_is_refused() {
     let (_folder, home) = made();
     fs::write(home.root().join(TOKEN), "short").unwrap();
     assert!(matches!(home.token(), Err(HomeError::Damaged { .. })));
+}
+
+#[test]
+fn a_removed_token_is_made_anew_by_the_daemon_alone() {
+    let (_folder, home) = made();
+    let old = home.token().unwrap();
+    fs::remove_file(home.root().join(TOKEN)).unwrap();
+    assert!(matches!(home.token(), Err(HomeError::Io { .. })));
+    let held = home.locked().unwrap();
+    let new = held.token().unwrap();
+    assert_ne!(*old, *new);
+    assert_eq!((held.token().unwrap(), mode(&held.root().join(TOKEN))), (new, 0o600));
 }
 
 #[test]

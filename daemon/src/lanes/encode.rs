@@ -193,3 +193,82 @@ fn merge(pair: &(Hash, Hash), is_root: bool) -> Hash {
         Hash::from_bytes(merge_subtrees_non_root(left, right, Mode::Hash))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use bao_tree::ChunkNum;
+    use bao_tree::io::outboard::PreOrderMemOutboard;
+    use proptest::prelude::*;
+    use sluice_protocol::messages::Message;
+
+    /// Gives one blob to everybody.
+    struct One(Vec<u8>, std::sync::Mutex<bool>);
+
+    #[async_trait::async_trait]
+    impl Host for One {
+        fn is_paired(&self, _: SiteId) -> bool {
+            true
+        }
+        async fn on_message(&self, _: SiteId, _: bool, _: Message) -> Message {
+            Message::Done
+        }
+        fn open_blob(&self, _: SiteId, _: BlobHash) -> Option<ServedBlob> {
+            let outboard = PreOrderMemOutboard::create(&self.0, GROUPS).data;
+            Some(ServedBlob { size: self.0.len() as u64, data: self.0.clone().into(), outboard: outboard.into() })
+        }
+        fn served(&self, _: SiteId, _: u64) {}
+        fn damaged(&self, _: BlobHash) {
+            *self.1.lock().unwrap() = true;
+        }
+    }
+
+    fn all_pieces(host: &Arc<One>, hash: BlobHash, ranges: ChunkRanges) -> Result<Vec<u8>, EncodeError> {
+        let mut job = Job::new(host.clone(), SiteId([0; 32]), VecDeque::from([(hash, ranges)]));
+        let mut all = Vec::new();
+        loop {
+            let piece = job.fill()?;
+            if piece.is_empty() {
+                return Ok(all);
+            }
+            assert!(piece.len() <= PIECE_BYTES + 16 * 1024);
+            all.extend(piece);
+        }
+    }
+
+    fn host_of(size: usize) -> (Arc<One>, BlobHash) {
+        let data: Vec<u8> = (0..size).map(|i| (i / 7 % 253) as u8).collect();
+        let hash = BlobHash::of(&data);
+        (Arc::new(One(data, Default::default())), hash)
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(64))]
+
+        /// Whatever chunks are asked for, the answer is the one that the format defines.
+        #[test]
+        fn the_answer_is_the_defined_one(
+            size in 0usize..400_000,
+            cuts in prop::collection::btree_set(0u64..420, 0..9),
+        ) {
+            let (host, hash) = host_of(size);
+            let cuts: Vec<ChunkNum> = cuts.into_iter().map(ChunkNum).collect();
+            let ranges: ChunkRanges = ChunkRangesRef::new(&cuts).expect("a set is sorted").union(ChunkRangesRef::empty());
+            let outboard = PreOrderMemOutboard::create(&host.0, GROUPS);
+            let mut right = (size as u64).to_le_bytes().to_vec();
+            bao_tree::io::sync::encode_ranges_validated(&host.0[..], &outboard, &ranges, &mut right).unwrap();
+            prop_assert_eq!(all_pieces(&host, hash, ranges).unwrap(), right);
+            prop_assert!(!*host.1.lock().unwrap());
+        }
+
+        /// A blob under another hash than its own is damage, whatever is asked of it.
+        #[test]
+        fn nothing_leaves_under_a_wrong_hash(size in 1usize..100_000, chunk in 0u64..100) {
+            let (host, _) = host_of(size);
+            let ranges = ChunkRanges::from(ChunkNum(chunk)..ChunkNum(chunk + 1));
+            let e = all_pieces(&host, BlobHash::of(b"acme"), ranges).unwrap_err();
+            let is_damage = matches!(e, EncodeError::Damaged { .. });
+            prop_assert!(is_damage && *host.1.lock().unwrap());
+        }
+    }
+}

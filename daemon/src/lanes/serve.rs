@@ -172,3 +172,73 @@ fn spawn_fill(job: impl Into<Box<Job>>) -> tokio::task::JoinHandle<Filled> {
         (job, piece)
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use iroh_blobs::protocol::{ChunkRangesSeq, GetRequest};
+    use proptest::prelude::*;
+
+    fn read(wire: Vec<u8>) -> Result<Wanted, ServeError> {
+        let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+        runtime.block_on(read_request(&mut Bytes::from(wire)))
+    }
+
+    proptest! {
+        /// Whatever arrives, we do not panic, and what we would serve is named in it.
+        #[test]
+        fn any_bytes_are_read_safely(tag in prop::sample::select(vec![TAG_GET, TAG_GET_MANY]), rest in prop::collection::vec(any::<u8>(), 0..300)) {
+            let wire = [&[tag][..], &rest].concat();
+            if let Ok(wanted) = read(wire.clone()) {
+                for (hash, _) in wanted {
+                    prop_assert!(wire.windows(32).any(|w| w == hash.0));
+                }
+            }
+        }
+
+        /// Small changes of a good request, which get further into the decoder.
+        #[test]
+        fn damaged_requests_are_read_safely(
+            many in any::<bool>(),
+            at in 0usize..80,
+            to in any::<u8>(),
+            tail in prop::collection::vec(any::<u8>(), 0..20),
+        ) {
+            let mut wire = if many { [&[9, 2][..], &[5; 64], &[2, 0, 1, 0, 2, 0]].concat() } else { [&[0][..], &[5; 32], &[2, 0, 1, 0, 1, 0]].concat() };
+            let last = wire.len() - 1;
+            wire[at.min(last)] = to;
+            wire.extend(tail);
+            if let Ok(wanted) = read(wire) {
+                prop_assert!(wanted.len() <= REQUEST_BLOBS_MAX);
+            }
+        }
+    }
+
+    #[test]
+    fn good_requests_are_understood() {
+        let wanted = read([&[0][..], &[5; 32], &[2, 0, 1, 0, 1, 0]].concat()).unwrap();
+        assert_eq!(wanted, VecDeque::from([(BlobHash([5; 32]), bao_tree::ChunkRanges::all())]));
+        let wanted = read([&[9, 2][..], &[5; 32], &[6; 32], &[2, 0, 1, 0, 2, 0]].concat()).unwrap();
+        assert_eq!(wanted.len(), 2);
+        // Ranges for more blobs than are named do not invent any.
+        let wanted = read([&[9, 1][..], &[5; 32], &[1, 0, 1, 0]].concat()).unwrap();
+        assert_eq!(wanted.len(), 1);
+    }
+
+    #[test]
+    fn a_list_of_hashes_is_refused_however_it_is_put() {
+        use bao_tree::{ChunkNum, ChunkRanges};
+        let some = ChunkRanges::from(ChunkNum(1)..ChunkNum(2));
+        for ranges in [
+            ChunkRangesSeq::all(),
+            ChunkRangesSeq::verified_child_sizes(),
+            ChunkRangesSeq::from_ranges([ChunkRanges::empty(), ChunkRanges::all()]),
+            ChunkRangesSeq::from_ranges([ChunkRanges::all(), some.clone()]),
+            ChunkRangesSeq::from_ranges_infinite([some]),
+            ChunkRangesSeq::empty(),
+        ] {
+            let request = Request::Get(GetRequest::new([5; 32].into(), ranges.clone()));
+            assert!(matches!(wanted(request), Err(ServeError::Refused(_))), "{ranges:?}");
+        }
+    }
+}

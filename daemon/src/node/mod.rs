@@ -11,20 +11,30 @@ mod status;
 mod syncs;
 mod verifies;
 
+use std::collections::HashSet;
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use sluice_protocol::api::{ApiError, Done, Failure, Node, Operation, Outcome, ProgressSink};
-use sluice_store::catalog::Catalog;
+use sluice_protocol::ids::SpaceId;
+use sluice_store::catalog::{Catalog, Role, SiteLookup};
 use sluice_store::table::TableReader;
 use tokio::sync::Notify;
+use tokio_util::task::AbortOnDropHandle;
 
 use crate::config::Config;
 use crate::errors::OrExplain;
+use crate::flow;
 use crate::home::Home;
 use crate::jobs::Jobs;
 use crate::lanes::{QuicConfig, QuicLane};
 use crate::policy::Policy;
 use crate::site::{Inner, Site};
+
+/// How long running jobs may take to come to a safe place when the site stops.
+const JOBS_END_WITHIN: Duration = Duration::from_secs(20);
+/// How often heads are looked at whether they must be signed again.
+const RENEW_EVERY: Duration = Duration::from_secs(3600);
 
 /// A running site.
 pub struct SiteNode {
@@ -33,6 +43,10 @@ pub struct SiteNode {
     jobs: Jobs,
     api_url: Mutex<Option<String>>,
     stop_asked: Notify,
+    /// Spaces whose peers were asked, since the start, whether this site was set back.
+    asked: Mutex<HashSet<SpaceId>>,
+    /// Ends with the site.
+    renewing: AbortOnDropHandle<()>,
 }
 
 impl SiteNode {
@@ -61,12 +75,16 @@ impl SiteNode {
         });
         let policy = Policy::new(catalog, site.id);
         lane.serve(Arc::new(host::SiteHost::new(site.clone(), policy))).or_explain()?;
+        finish_publications(&site).await?;
+        let renewing = AbortOnDropHandle::new(tokio::spawn(renew_heads(site.clone())));
         Ok(Arc::new(SiteNode {
             site,
             home,
             jobs: Jobs::default(),
             api_url: Mutex::new(None),
             stop_asked: Notify::new(),
+            asked: Mutex::default(),
+            renewing,
         }))
     }
 
@@ -82,8 +100,44 @@ impl SiteNode {
 
     /// Lets running jobs come to a safe place and closes the lane.
     pub async fn stop(&self) {
+        self.renewing.abort();
         self.jobs.stop_all();
+        let waited = tokio::time::timeout(JOBS_END_WITHIN, async {
+            while !self.jobs.list().is_empty() {
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            }
+        });
+        if waited.await.is_err() {
+            tracing::warn!("a job did not end in time; it goes on from what is durable when it is run again");
+        }
         self.site.lane.close().await;
+    }
+}
+
+/// Finishes what a kill interrupted between the catalog and the live link.
+async fn finish_publications(site: &Site) -> Result<(), ApiError> {
+    for (space, record) in site.catalog.read().or_explain()?.spaces().or_explain()? {
+        if record.role == Role::Replica
+            && let Err(e) = flow::recover(site, &space, &record).await
+        {
+            // One lake that is not mounted must not keep the site down.
+            tracing::warn!(space = %record.name, error = %e, "what is published could not be looked at");
+        }
+    }
+    Ok(())
+}
+
+/// Signs the heads of quiet spaces again before they pass their time.
+async fn renew_heads(site: Site) {
+    loop {
+        for (space, record) in site.catalog.read().and_then(|r| r.spaces()).unwrap_or_default() {
+            if record.role == Role::Owner
+                && let Err(e) = flow::renew(&site, &space)
+            {
+                tracing::warn!(space = %record.name, error = %e, "a head could not be renewed");
+            }
+        }
+        tokio::time::sleep(RENEW_EVERY).await;
     }
 }
 

@@ -18,6 +18,8 @@ use sluice_store::catalog::{Lookup, Reader, Role, SiteLookup, SpaceRecord};
 use super::{SiteNode, usage};
 use crate::errors::OrExplain;
 use crate::flow::{off_reactor, take_snapshot};
+use crate::jobs::Job;
+use crate::sync::ask;
 use crate::sync::survey::entries;
 
 /// Heads that one listing shows.
@@ -30,7 +32,7 @@ impl SiteNode {
         tag: Option<String>,
         sink: Arc<dyn ProgressSink>,
     ) -> Result<SnapshotReport, ApiError> {
-        let (space, record) = self.site.space_named(name)?;
+        let (_, record) = self.site.space_named(name)?;
         if record.role != Role::Owner {
             return Err(usage(
                 format!("`{name}` belongs to site {}: snapshots are made there", record.owner.short()),
@@ -38,6 +40,18 @@ impl SiteNode {
             ));
         }
         let job = self.jobs.begin(&record.name, "scan", sink)?;
+        self.snapshot_with(name, tag, job).await
+    }
+
+    /// Takes a snapshot within a job that has begun.
+    pub(super) async fn snapshot_with(
+        &self,
+        name: &str,
+        tag: Option<String>,
+        job: Arc<Job>,
+    ) -> Result<SnapshotReport, ApiError> {
+        let (space, record) = self.site.space_named(name)?;
+        self.refuse_when_set_back(&space).await?;
         let site = self.site.clone();
         let taken = off_reactor(move || take_snapshot(&site, &space, &record, tag, &job)).await?;
         let reader = self.site.catalog.read().or_explain()?;
@@ -55,6 +69,30 @@ impl SiteNode {
             skipped: s.skipped.iter().map(|k| Skipped { path: k.path.clone(), reason: k.reason.clone() }).collect(),
             sections: self.sections_of(&reader, &space, &s.id)?,
         })
+    }
+
+    /// An owner that was restored from a backup would sign heads that its peers have seen with other
+    /// contents. So before its first head after a start it asks them; one that cannot be reached is passed over.
+    async fn refuse_when_set_back(&self, space: &SpaceId) -> Result<(), ApiError> {
+        if self.asked.lock().expect("no panic while held").contains(space) {
+            return Ok(());
+        }
+        let mine = self.site.catalog.read().or_explain()?.newest_head(space, &self.site.id).or_explain()?;
+        let mine = mine.map(|h| h.place());
+        if let Some((peer, theirs)) = ask::highest_known(&self.site, space).await
+            && Some(theirs) > mine
+        {
+            return Err(ApiError::new(
+                Failure::Error,
+                format!(
+                    "site {} has seen a newer head of this space (epoch {}, seq {}) than this site remembers: this site was set back to an older state",
+                    peer.short(), theirs.0, theirs.1
+                ),
+                "restore a newer backup of this home; signing on from here would look like a rewritten history to every copy",
+            ));
+        }
+        self.asked.lock().expect("no panic while held").insert(*space);
+        Ok(())
     }
 
     pub(super) fn snapshot_list(&self, name: &str) -> Result<Vec<SnapshotInfo>, ApiError> {

@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use sluice_protocol::api::{
     ApiError, Done, Failure, GrantInfo, Invitation, Joined, PathAnswer, ProgressSink, Role as ApiRole, Skipped,
-    SnapshotReport, SpaceDetail, SpaceInfo, SpaceState,
+    SnapshotReport, SpaceDetail, SpaceInfo, SpaceState, Unwatched,
 };
 use sluice_protocol::codec::{Bytes, Document};
 use sluice_protocol::grants::{Genesis, Grant, GrantSet, Right, check_space_name};
@@ -20,10 +20,12 @@ use sluice_protocol::ticket::{Ticket, phrase};
 use sluice_store::catalog::{CatalogError, Lookup, Reader, Role, SiteLookup, SpaceRecord};
 use sluice_store::lake::Lake;
 use sluice_store::publish;
+use sluice_store::watch::Watch;
 
 use super::{SiteNode, usage};
 use crate::clock::{now_ms, rfc3339};
 use crate::errors::{OrExplain, refusal_hint};
+use crate::jobs::Job;
 use crate::{journal, news, pairing};
 
 /// Folder of the home in which lakes lie that were joined without `--into`.
@@ -41,9 +43,10 @@ impl SiteNode {
         sluice_protocol::api::check_new_space_name(&name)?;
         check_space_name(&name).map_err(|e| usage(e.to_string(), "choose a name like `acme` or `acme-2026`"))?;
         let lake = Lake::open(Path::new(&path)).or_explain()?;
+        let job = self.jobs.begin(&name, "scan", sink)?;
         self.refuse_taken(&name, lake.root())?;
         let space = self.found(&name, lake.root(), history, opaque)?;
-        let taken = self.snapshot_create(&name, None, sink).await;
+        let taken = self.snapshot_with(&name, None, job).await;
         if taken.is_err() {
             // A space without a first snapshot helps nobody: the call can be made again once mended.
             self.site.catalog.write(|b| b.remove_space(&space)).or_explain()?;
@@ -168,17 +171,34 @@ impl SiteNode {
         if body.site == self.site.id {
             return Err(usage("this ticket was made by this very site", "use it on another site"));
         }
+        // Held from here on: two joins at once must not both find the space unknown.
+        let job = self.jobs.begin(&body.space_name, "pair", sink)?;
         let known = self.site.catalog.read().or_explain()?.space(&body.space).or_explain()?;
         let record = match known {
-            Some(record) => {
-                check_same_target(&record, into.as_deref())?;
-                record
-            }
-            None => self.enter(&ticket, into, sections, &sink).await?,
+            Some(record) => self.enter_again(&ticket, record, into, sections).await?,
+            None => self.enter(&ticket, into, sections, &job).await?,
         };
         let phrase = phrase(body.site, body.space, &body.secret);
-        let sync = self.sync_one(&body.space, &record, false, sink).await?;
+        let sync = self.sync_with(&body.space, &record, false, &job).await?;
         Ok(Joined { phrase, path: record.lake, sync })
+    }
+
+    /// A space that is here already: the ticket refreshes where its owner is reached and what is granted.
+    async fn enter_again(
+        &self,
+        ticket: &Ticket,
+        mut record: SpaceRecord,
+        into: Option<String>,
+        sections: Vec<String>,
+    ) -> Result<SpaceRecord, ApiError> {
+        check_same_target(&record, into.as_deref())?;
+        let space = ticket.body().space;
+        let news = self.knock(ticket).await?;
+        let empty = self.site.catalog.read().or_explain()?.live(&space).or_explain()?.is_none();
+        if empty && !sections.is_empty() {
+            record.sections = sections;
+        }
+        self.write_down(&space, record, &news)
     }
 
     /// Is admitted by the ticket's site and writes the space down. Nothing has moved yet.
@@ -187,21 +207,19 @@ impl SiteNode {
         ticket: &Ticket,
         into: Option<String>,
         sections: Vec<String>,
-        sink: &Arc<dyn ProgressSink>,
+        job: &Job,
     ) -> Result<SpaceRecord, ApiError> {
         let body = ticket.body();
-        let target = self.prepare_target(&body.space, &body.space_name, into)?;
+        let (target, made) = self.prepare_target(&body.space, &body.space_name, into)?;
         let news = match self.knock(ticket).await {
             Ok(news) => news,
             Err(e) => {
-                leave_nothing(&target);
+                leave_nothing(&target, made);
                 return Err(e);
             }
         };
         let shown = phrase(body.site, body.space, &body.secret);
-        sink.report(sluice_protocol::api::Progress::Note {
-            text: format!("paired with site {}: the phrase is {shown}", body.site.short()),
-        });
+        job.note(format!("paired with site {}: the phrase is {shown}", body.site.short()));
         let record = SpaceRecord {
             name: body.space_name.clone(),
             role: Role::Replica,
@@ -218,7 +236,7 @@ impl SiteNode {
         self.write_down(&body.space, record, &news)
     }
 
-    fn prepare_target(&self, space: &SpaceId, name: &str, into: Option<String>) -> Result<PathBuf, ApiError> {
+    fn prepare_target(&self, space: &SpaceId, name: &str, into: Option<String>) -> Result<(PathBuf, bool), ApiError> {
         let named = self.site.catalog.read().or_explain()?.spaces().or_explain()?;
         if named.iter().any(|(_, r)| r.name == name) {
             return Err(usage(
@@ -227,14 +245,20 @@ impl SiteNode {
             ));
         }
         let path = into.map_or_else(|| self.home.root().join(LAKES_FOLDER).join(name), PathBuf::from);
+        let made = !path.exists();
         std::fs::create_dir_all(&path).map_err(|e| {
             let hint = "choose a folder that the daemon's user may write";
             ApiError::new(Failure::Error, format!("`{}` cannot be made: {e}", path.display()), hint)
         })?;
         let lake = Lake::open(&path).or_explain()?;
-        self.refuse_taken(name, lake.root())?;
-        publish::check_target(&lake, &self.site.catalog, space).or_explain()?;
-        Ok(lake.root().to_path_buf())
+        let fits = self.refuse_taken(name, lake.root()).and_then(|()| {
+            publish::check_target(&lake, &self.site.catalog, space).or_explain()
+        });
+        if let Err(e) = fits {
+            leave_nothing(lake.root(), made);
+            return Err(e);
+        }
+        Ok((lake.root().to_path_buf(), made))
     }
 
     /// Shows the ticket at the pairing door.
@@ -267,7 +291,7 @@ impl SiteNode {
             record.owner = believed.grants().genesis.owner;
             news::store(b, space, &believed)?;
             for card in believed.cards() {
-                if record.sources.contains(&card.site) {
+                if record.sources.contains(&card.site) || card.site == record.owner {
                     pairing::put_peer(b, card, now)?;
                 }
             }
@@ -356,9 +380,7 @@ impl SiteNode {
 
     pub(super) fn space_remove(&self, name: &str) -> Result<Done, ApiError> {
         let (space, record) = self.site.space_named(name)?;
-        if self.jobs.is_busy(&record.name) {
-            return Err(ApiError::new(Failure::Error, format!("`{name}` is busy"), "wait until its job is done"));
-        }
+        let _job = self.jobs.begin(&record.name, "remove", Arc::new(Unwatched))?;
         let removed: Result<(), CatalogError> = self.site.catalog.write(|b| {
             b.remove_space(&space)?;
             journal::write(b, "space removed", Some(space), None, &record.name)
@@ -417,11 +439,11 @@ fn is_joined_lake(node: &SiteNode, root: &Path) -> bool {
 }
 
 /// Removes what preparing a target made: folders, and only while they are empty.
-fn leave_nothing(target: &Path) {
-    let own = target.join(sluice_protocol::path::OWN_FOLDER);
-    for folder in [own.as_path(), target] {
-        // A folder that holds anything stays, which is all that matters here.
-        let _ = std::fs::remove_dir(folder);
+fn leave_nothing(target: &Path, made: bool) {
+    // A folder that holds anything stays, which is all that matters here.
+    let _ = std::fs::remove_dir(target.join(sluice_protocol::path::OWN_FOLDER));
+    if made {
+        let _ = std::fs::remove_dir(target);
     }
 }
 

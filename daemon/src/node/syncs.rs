@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use sluice_protocol::api::{ApiError, Failure, ProgressSink, RungLine, Skipped, SpaceSync, SyncReport};
+use sluice_protocol::api::{ApiError, Failure, Progress, ProgressSink, RungLine, Skipped, SpaceSync, SyncReport};
 use sluice_protocol::ids::SpaceId;
 use sluice_protocol::plan::Plan;
 use sluice_store::catalog::{Lookup, Role, SiteLookup, SpaceRecord};
@@ -10,6 +10,7 @@ use sluice_store::catalog::{Lookup, Role, SiteLookup, SpaceRecord};
 use super::{SiteNode, usage};
 use crate::errors::OrExplain;
 use crate::flow::{describe, receive};
+use crate::jobs::Job;
 
 impl SiteNode {
     pub(super) async fn sync(
@@ -27,18 +28,19 @@ impl SiteNode {
         // One space that fails must not keep the others from coming.
         for (space, record) in &spaces {
             match self.sync_one(space, record, dry_run, sink.clone()).await {
-                Ok(report) => reports.push(report),
+                Ok(report) => {
+                    if spaces.len() > 1 {
+                        sink.report(Progress::Note { text: format!("{}: {} is here", record.name, report.snapshot.short()) });
+                    }
+                    reports.push(report);
+                }
                 Err(e) => failed.push((record.name.clone(), e)),
             }
         }
-        match failed.len() {
-            0 => Ok(SyncReport { spaces: reports }),
-            1 => Err(failed.remove(0).1),
-            n => {
-                let all: Vec<String> = failed.iter().map(|(name, e)| format!("`{name}`: {e}")).collect();
-                let (_, first) = failed.remove(0);
-                Err(ApiError { error: format!("{n} spaces failed: {}", all.join("; ")), ..first })
-            }
+        match (failed.len(), spaces.len()) {
+            (0, _) => Ok(SyncReport { spaces: reports }),
+            (1, 1) => Err(failed.remove(0).1),
+            (n, of) => Err(together(n, of, failed)),
         }
     }
 
@@ -57,7 +59,8 @@ impl SiteNode {
         let spaces = self.site.catalog.read().or_explain()?.spaces().or_explain()?;
         let replicas: Vec<_> = spaces.into_iter().filter(|(_, r)| r.role == Role::Replica).collect();
         if replicas.is_empty() {
-            return Err(usage("this site has joined no space", "join one with `sluice join TICKET`"));
+            let hint = "join one with `sluice join TICKET`";
+            return Err(ApiError::new(Failure::Error, "this site has joined no space", hint));
         }
         Ok(replicas)
     }
@@ -70,9 +73,20 @@ impl SiteNode {
         sink: Arc<dyn ProgressSink>,
     ) -> Result<SpaceSync, ApiError> {
         let job = self.jobs.begin(&record.name, "ask", sink)?;
+        self.sync_with(space, record, dry_run, &job).await
+    }
+
+    /// Syncs within a job that has begun.
+    pub(super) async fn sync_with(
+        &self,
+        space: &SpaceId,
+        record: &SpaceRecord,
+        dry_run: bool,
+        job: &Arc<Job>,
+    ) -> Result<SpaceSync, ApiError> {
         let before = self.site.catalog.read().or_explain()?.live(space).or_explain()?;
         if dry_run {
-            let d = describe(&self.site, space, record, &job).await?;
+            let d = describe(&self.site, space, record, job).await?;
             let changed = before.is_none_or(|l| l.snapshot != d.head.manifest);
             return Ok(SpaceSync {
                 space: record.name.clone(),
@@ -89,7 +103,7 @@ impl SiteNode {
                 unproven: vec![],
             });
         }
-        let arrived = receive(&self.site, space, record, &job).await?;
+        let arrived = receive(&self.site, space, record, job).await?;
         let d = &arrived.described;
         if arrived.published.snapshot != d.head.manifest {
             return Err(ApiError::plain(Failure::Error, "another version was published than the one that arrived"));
@@ -113,6 +127,20 @@ impl SiteNode {
             unproven: unproven.collect(),
         })
     }
+}
+
+/// Several spaces' failures as one error: every name with its sentence, and the gravest exit code.
+fn together(n: usize, of: usize, failed: Vec<(String, ApiError)>) -> ApiError {
+    let gravity = |f: &Failure| match f {
+        Failure::Verification => 3,
+        Failure::Error => 2,
+        Failure::Incomplete => 1,
+        Failure::Usage => 0,
+    };
+    let all: Vec<String> = failed.iter().map(|(name, e)| format!("`{name}`: {e}")).collect();
+    let gravest = failed.into_iter().map(|(_, e)| e).max_by_key(|e| gravity(&e.failure));
+    let (hint, failure) = gravest.map_or((None, Failure::Error), |e| (e.hint, e.failure));
+    ApiError { error: format!("{n} of {of} spaces failed: {}", all.join("; ")), hint, failure }
 }
 
 /// The plan as lines, by section and rung.

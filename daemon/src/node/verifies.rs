@@ -9,9 +9,10 @@ use std::time::Instant;
 use sluice_protocol::api::{ApiError, Failure, Problem, ProgressSink, VerifyReport};
 use sluice_protocol::ids::SpaceId;
 use sluice_protocol::manifest::{Entry, EntryKind, Manifest, Section};
-use sluice_store::catalog::{Lookup, Role, SpaceRecord};
+use sluice_store::blobs::{Fit, open_blob};
+use sluice_store::catalog::{Role, SpaceRecord};
 use sluice_store::chunk::digest_file;
-use sluice_store::lake::{Lake, Place};
+use sluice_store::lake::Lake;
 use sluice_store::verify::verify_live;
 use sluice_store::watch::Watch;
 
@@ -67,6 +68,8 @@ struct Found {
     files: u64,
     bytes: u64,
     problems: Vec<Problem>,
+    /// Files of an owner's lake that changed since the snapshot.
+    moved_on: u64,
 }
 
 impl Found {
@@ -89,7 +92,7 @@ fn published(
     let report = verify_live(&lake, &site.catalog, space, deep, &site.readers, job).or_explain()?;
     let problems = report.problems.into_iter();
     let problems = problems.map(|p| Problem { path: if p.path.is_empty() { p.section } else { p.path }, problem: p.what }).take(PROBLEMS_MAX).collect();
-    Ok(Found { files: report.files, bytes: report.bytes, problems })
+    Ok(Found { files: report.files, bytes: report.bytes, problems, moved_on: 0 })
 }
 
 /// An owner's lake: the files as they lie there against its newest snapshot.
@@ -113,6 +116,9 @@ fn owned(
             job.amount("verify", found.files, manifest.entries(), found.bytes, manifest.bytes());
         }
     }
+    if found.moved_on > 0 {
+        job.note(format!("{} files changed since the snapshot: `sluice snapshot` takes them up", found.moved_on));
+    }
     Ok(found)
 }
 
@@ -128,24 +134,18 @@ fn check(
     let (Ok(path), Some(hash)) = (section.lake_path(&entry.path), entry.hash) else { return Ok(()) };
     found.files += 1;
     found.bytes += entry.size;
-    let file = match lake.open_place(&Place::Lake(path.clone())) {
-        Ok(file) => file,
-        Err(e) => {
-            found.problem(path.as_str(), format!("it cannot be opened: {e}"));
-            return Ok(());
-        }
-    };
-    let print = Lake::print_of(&file);
-    let known = site.catalog.read().or_explain()?.file(space, &path).or_explain()?;
-    let fits = known.is_some_and(|k| k.hash == hash && print.as_ref().is_ok_and(|p| *p == k.print));
-    // A fingerprint that does not fit may only have been touched: the bytes decide.
-    if fits && !deep {
-        return Ok(());
-    }
-    match digest_file(&file, entry.size, false) {
-        Ok(digest) if digest.hash == hash && print.is_ok_and(|p| p.size == entry.size) => {}
-        Ok(_) => found.problem(path.as_str(), "it changed since the snapshot, or is damaged"),
-        Err(e) => found.problem(path.as_str(), format!("it cannot be read: {e}")),
+    let reader = site.catalog.read().or_explain()?;
+    // A lake lives on after its snapshot: a file that changed is not damaged. What the snapshot still
+    // claims to have, in the lake or pinned, must be it.
+    match open_blob(lake, &reader, space, &hash) {
+        Err(_) => found.moved_on += 1,
+        Ok(open) if !deep && open.fit == Fit::Same => {}
+        Ok(open) => match digest_file(&open.file, entry.size, false) {
+            Ok(digest) if digest.hash == hash => {}
+            Ok(_) if open.fit == Fit::Touched => found.moved_on += 1,
+            Ok(_) => found.problem(path.as_str(), format!("its bytes at `{}` are damaged", open.place)),
+            Err(e) => found.problem(path.as_str(), format!("it cannot be read: {e}")),
+        },
     }
     Ok(())
 }

@@ -5,6 +5,7 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use sluice_protocol::codec::Bytes;
 use sluice_protocol::head::Head;
@@ -21,6 +22,10 @@ use crate::lanes::Peer;
 use crate::news;
 use crate::site::Site;
 
+/// Peers that an owner asks before it signs, and how long it waits for them.
+const PEERS_ASKED_MAX: usize = 32;
+/// See [`PEERS_ASKED_MAX`].
+const PEER_ANSWERS_WITHIN: Duration = Duration::from_secs(2);
 /// Most replies that one walk along a chain takes.
 const REPLIES_MAX: usize = 2048;
 
@@ -53,6 +58,35 @@ pub async fn newest(
             SyncError::Unreachable(all.join("; "))
         }
     })
+}
+
+/// The highest place in this site's own chain that one of its peers has seen, among those that answer soon.
+pub async fn highest_known(site: &Site, space: &SpaceId) -> Option<(SiteId, (u64, u64))> {
+    let peers = {
+        let reader = site.catalog.read().ok()?;
+        let grants = reader.grants(space).ok()??;
+        let cards = grants.grants.iter().filter_map(|g| reader.card(&g.site).ok().flatten());
+        let peers = cards.map(|c| (c.site, c.quic.iter().filter_map(|a| a.parse().ok()).collect::<Vec<_>>()));
+        peers.take(PEERS_ASKED_MAX).collect::<Vec<_>>()
+    };
+    let ask = |(id, addresses): (SiteId, Vec<SocketAddr>)| async move {
+        let peer = site.lane.peer(id, &addresses);
+        // With our card: whoever is asked also learns where this site is reached now.
+        let said = Message::Heads(HeadsRequest {
+            space: *space,
+            have_epoch: None,
+            have_seq: None,
+            card: Some(Bytes(site.card().bytes().to_vec())),
+            unknown: Default::default(),
+        });
+        let answer = tokio::time::timeout(PEER_ANSWERS_WITHIN, peer.message(&said)).await.ok()?.ok()?;
+        let Message::News(news) = answer else { return None };
+        let heads = news.heads.iter().filter_map(|raw| Signed::<Head>::from_bytes(&raw.0).ok());
+        let ours = heads.filter(|h| h.space == *space && h.writer == site.id);
+        ours.map(|h| (id, h.place())).max_by_key(|(_, place)| *place)
+    };
+    let answers = futures_util::future::join_all(peers.into_iter().map(ask)).await;
+    answers.into_iter().flatten().max_by_key(|(_, place)| *place)
 }
 
 /// Sites to ask, the inviting one first, with their addresses.

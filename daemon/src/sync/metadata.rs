@@ -4,9 +4,9 @@
 //! asked for. Pages that are here already are not asked for again, so an unchanged part of a lake of
 //! a million files costs nothing.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
-use futures_util::{StreamExt, TryStreamExt, stream};
+use futures_util::{StreamExt, stream};
 use sluice_protocol::annex::{Annex, ChunkListRef};
 use sluice_protocol::codec::Document;
 use sluice_protocol::head::Head;
@@ -19,10 +19,16 @@ use sluice_store::catalog::{Catalog, CatalogError, Lookup, Reader};
 use super::source::Source;
 use super::SyncError;
 
-/// Pieces of metadata that are asked for at once.
-const IN_FLIGHT: usize = 32;
-/// Pieces that are stored in one transaction.
-const STORED_AT_ONCE: usize = 512;
+/// Pieces of metadata that are asked for at once: with the largest pages 128 MiB.
+const IN_FLIGHT: usize = 8;
+/// Bytes and pieces that are stored in one transaction.
+const STORED_BYTES: usize = 32 << 20;
+/// See [`STORED_BYTES`].
+const STORED_PIECES: usize = 1024;
+/// Chunk lists up to this length are asked for several at once, in bytes; longer ones alone.
+const SMALL_LIST_BYTES: u64 = 8 << 20;
+/// The longest chunk list that is taken: that of a file of some 250 GiB. A longer file is fetched whole.
+const LIST_BYTES_MAX: u64 = 160 << 20;
 /// Most bytes of metadata that one sync takes in: pages of some four million entries.
 const METADATA_BYTES_MAX: u64 = 4 << 30;
 
@@ -51,11 +57,12 @@ impl Metadata<'_> {
     pub async fn pages(&self, trees: &[TreeRef]) -> Result<(), SyncError> {
         let mut taken = 0u64;
         for _ in 0..=limits::TREE_HEIGHT_MAX {
-            let missing = self.missing(trees)?;
+            let missing = tokio::task::block_in_place(|| self.missing(trees))?;
             if missing.is_empty() {
                 return Ok(());
             }
-            taken = taken.saturating_add(self.many(missing, limits::PAGE_BYTES_MAX as u64).await?);
+            let wanted = missing.into_iter().map(|hash| (hash, limits::PAGE_BYTES_MAX as u64)).collect();
+            taken = taken.saturating_add(self.many(wanted, IN_FLIGHT).await?);
             if taken > METADATA_BYTES_MAX {
                 return Err(SyncError::Manifest("the pages of the manifest are larger than allowed".into()));
             }
@@ -87,14 +94,17 @@ impl Metadata<'_> {
         let r = self.catalog.read()?;
         let mut found = chunk_list_refs(&r, &self.space, tree)?;
         found.retain(|item| wanted.contains(&item.blob));
-        let mut missing = BTreeSet::new();
+        found.retain(|item| item.list_bytes <= LIST_BYTES_MAX);
+        let mut missing = BTreeMap::new();
         for item in &found {
             if !r.has_meta(&self.space, &item.list)? {
-                missing.insert(item.list);
+                missing.insert(item.list, item.list_bytes);
             }
         }
         drop(r);
-        self.many(missing, limits::CHUNK_LIST_BYTES_MAX).await?;
+        let (small, large) = missing.into_iter().partition(|(_, bytes)| *bytes <= SMALL_LIST_BYTES);
+        self.many(small, IN_FLIGHT).await?;
+        self.many(large, 1).await?;
         Ok(found)
     }
 
@@ -103,26 +113,34 @@ impl Metadata<'_> {
             return Ok(bytes);
         }
         let bytes = self.source.small(hash, limit).await?;
-        self.store(&[bytes.clone()])?;
+        tokio::task::block_in_place(|| self.store(std::slice::from_ref(&bytes)))?;
         Ok(bytes)
     }
 
-    /// Fetches and stores pieces; returns their bytes in all.
-    async fn many(&self, hashes: BTreeSet<BlobHash>, limit: u64) -> Result<u64, SyncError> {
-        let mut pieces = stream::iter(hashes)
-            .map(|hash| self.source.small(hash, limit))
-            .buffer_unordered(IN_FLIGHT)
-            .try_chunks(STORED_AT_ONCE);
-        let mut total = 0u64;
-        while let Some(pieces) = pieces.next().await {
-            let pieces = pieces.map_err(|e| e.1)?;
-            total += pieces.iter().map(|p| p.len() as u64).sum::<u64>();
-            self.store(&pieces)?;
+    /// Fetches and stores pieces of at most the given lengths; returns their bytes in all.
+    async fn many(&self, wanted: BTreeMap<BlobHash, u64>, in_flight: usize) -> Result<u64, SyncError> {
+        let mut pieces =
+            stream::iter(wanted).map(|(hash, limit)| self.source.small(hash, limit)).buffer_unordered(in_flight);
+        let (mut total, mut held, mut batch) = (0u64, 0usize, Vec::new());
+        while let Some(piece) = pieces.next().await {
+            let piece = piece?;
+            total += piece.len() as u64;
+            held += piece.len();
+            batch.push(piece);
+            if held >= STORED_BYTES || batch.len() >= STORED_PIECES {
+                tokio::task::block_in_place(|| self.store(&batch))?;
+                batch.clear();
+                held = 0;
+            }
         }
+        tokio::task::block_in_place(|| self.store(&batch))?;
         Ok(total)
     }
 
     fn store(&self, pieces: &[Vec<u8>]) -> Result<(), SyncError> {
+        if pieces.is_empty() {
+            return Ok(());
+        }
         let stored: Result<(), CatalogError> = self.catalog.write(|b| {
             for piece in pieces {
                 b.put_meta(&self.space, piece)?;

@@ -10,7 +10,7 @@ pub mod survey;
 pub mod transfer;
 
 use sluice_protocol::codec::CodecError;
-use sluice_protocol::ids::SiteId;
+use sluice_protocol::ids::{BlobHash, SiteId};
 use sluice_store::catalog::CatalogError;
 use sluice_store::lake::LakeError;
 use sluice_store::staging::StagingError;
@@ -31,6 +31,12 @@ pub enum SyncError {
     Confused { site: SiteId },
     #[error("site {} sent {count} corrupt pieces and is not asked any more; the last: {last}", site.short())]
     Corrupt { site: SiteId, count: u32, last: String },
+    #[error("the source no longer has {count} of the files, the first: blob {first}")]
+    Gone { count: usize, first: BlobHash },
+    #[error("the disk of the lake has {free} bytes free; {needed} are needed")]
+    NoRoom { free: u64, needed: u64 },
+    #[error("no grant reaches any section that was asked for")]
+    NothingGranted,
     #[error("the work was stopped")]
     Stopped,
     #[error("a worker failed: {0}")]

@@ -14,7 +14,7 @@ use sluice_protocol::ids::BlobHash;
 use sluice_protocol::limits::CORRUPT_PIECES_MAX;
 
 use super::SyncError;
-use crate::lanes::{FetchError, FetchStats, LeafSink, Peer};
+use crate::lanes::{FetchError, LeafSink, Peer};
 
 /// Tries of one request before its error stands.
 const TRIES_MAX: u32 = 5;
@@ -25,13 +25,30 @@ const FIRST_PAUSE: Duration = Duration::from_millis(200);
 pub struct Source {
     peer: Peer,
     corrupt: AtomicU32,
-    moved: AtomicU64,
+    moved: Arc<AtomicU64>,
+}
+
+/// Counts what arrives as it arrives, so that a try that breaks off is counted too.
+struct Counted {
+    sink: Arc<dyn LeafSink>,
+    moved: Arc<AtomicU64>,
+}
+
+impl LeafSink for Counted {
+    fn leaf(&self, offset: u64, data: &[u8]) -> std::io::Result<()> {
+        self.moved.fetch_add(data.len() as u64, Ordering::Relaxed);
+        self.sink.leaf(offset, data)
+    }
+    fn parent(&self, index: u64, pair: &[u8; 64]) -> std::io::Result<()> {
+        self.moved.fetch_add(pair.len() as u64, Ordering::Relaxed);
+        self.sink.parent(index, pair)
+    }
 }
 
 impl Source {
     /// A source over a peer.
     pub fn new(peer: Peer) -> Self {
-        Self { peer, corrupt: AtomicU32::new(0), moved: AtomicU64::new(0) }
+        Self { peer, corrupt: AtomicU32::new(0), moved: Arc::default() }
     }
 
     /// The peer itself.
@@ -42,10 +59,6 @@ impl Source {
     /// Bytes received so far, proofs included.
     pub fn moved_bytes(&self) -> u64 {
         self.moved.load(Ordering::Relaxed)
-    }
-
-    fn count(&self, stats: &FetchStats) {
-        self.moved.fetch_add(stats.payload + stats.overhead, Ordering::Relaxed);
     }
 
     /// A whole blob of unknown size, at most `limit` bytes.
@@ -71,13 +84,11 @@ impl Source {
             let rest: Vec<_> = wanted.iter().filter(|w| !asked.contains(&w.0)).copied().collect();
             let mut each = |hash: BlobHash, bytes: Option<Bytes>| {
                 asked.insert(hash);
+                self.moved.fetch_add(bytes.as_ref().map_or(0, |b| b.len() as u64), Ordering::Relaxed);
                 blobs.extend(bytes.map(|bytes| (hash, bytes)));
             };
             match self.peer.fetch_many(&rest, &mut each).await {
-                Ok(stats) => {
-                    self.count(&stats);
-                    return Ok(blobs);
-                }
+                Ok(_) => return Ok(blobs),
                 Err(e) => self.after(e, &mut tries).await?,
             }
         }
@@ -97,9 +108,9 @@ impl Source {
             if ranges.is_empty() {
                 return Ok(());
             }
-            match self.peer.fetch(hash, size, &ranges, sink.clone()).await {
-                Ok(stats) => self.count(&stats),
-                Err(e) => self.after(e, &mut tries).await?,
+            let counted = Arc::new(Counted { sink: sink.clone(), moved: self.moved.clone() });
+            if let Err(e) = self.peer.fetch(hash, size, &ranges, counted).await {
+                self.after(e, &mut tries).await?;
             }
         }
     }

@@ -6,14 +6,14 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
 use sluice_protocol::chunks::ChunkList;
-use sluice_protocol::grants::Grant;
-use sluice_protocol::ids::{BlobHash, SiteId, SpaceId};
+use sluice_protocol::ids::{BlobHash, SpaceId};
 use sluice_protocol::limits::CHUNKED_ABOVE_BYTES;
 use sluice_protocol::manifest::{Entry, Manifest, Section};
 use sluice_protocol::path::LakePath;
 use sluice_protocol::plan::{Plan, Wanted, plan_blob};
 use sluice_protocol::tree::{TreeRef, read_tree};
 use sluice_store::catalog::{CatalogError, Lookup, Reader};
+use sluice_store::verify::takes;
 
 use super::SyncError;
 use crate::holdings::SpaceHoldings;
@@ -36,8 +36,18 @@ pub struct Survey {
 
 /// The sections of a manifest that this replica takes.
 pub fn chosen<'m>(manifest: &'m Manifest, sections: &[String]) -> Vec<&'m Section> {
-    let limit = Grant { sections: sections.to_vec(), ..Grant::new(SiteId([0; 32]), "limit", &[], None) };
-    manifest.sections.iter().filter(|s| limit.reaches(s.kind.as_str(), s.name())).collect()
+    manifest.sections.iter().filter(|s| takes(sections, s)).collect()
+}
+
+/// The sections that this replica wants (`asked`, empty for all) and may have (`granted`, likewise),
+/// by name; empty when that is the whole manifest.
+pub fn reachable(manifest: &Manifest, asked: &[String], granted: &[String]) -> Result<Vec<String>, SyncError> {
+    if granted.is_empty() {
+        return Ok(asked.to_vec());
+    }
+    let both = manifest.sections.iter().filter(|s| takes(asked, s) && takes(granted, s));
+    let names: Vec<String> = both.map(|s| s.name().to_string()).collect();
+    if names.is_empty() { Err(SyncError::NothingGranted) } else { Ok(names) }
 }
 
 /// All entries of a tree whose pages are here.

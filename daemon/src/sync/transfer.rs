@@ -20,12 +20,13 @@ use sluice_protocol::plan::{BlobPlan, Plan, Rung};
 use sluice_store::blobs::open_blob;
 use sluice_store::catalog::{Catalog, CatalogError, Lookup};
 use sluice_store::lake::Lake;
-use sluice_store::staging::{CHECKPOINT_BYTES, CHECKPOINT_MS, Staged, Staging};
+use sluice_store::staging::{CHECKPOINT_BYTES, CHECKPOINT_MS, Staged, Staging, StagingError};
 use sluice_store::watch::Watch;
+use tokio_util::task::AbortOnDropHandle;
 
 use super::source::Source;
 use super::{SyncError, blocking};
-use crate::lanes::LeafSink;
+use crate::lanes::{FetchError, LeafSink};
 
 /// Blobs up to this size are fetched whole, many in one request, and stored many in one transaction.
 const SMALL_BYTES_MAX: u64 = 256 * 1024;
@@ -62,6 +63,8 @@ struct Run {
     bytes_total: u64,
     /// What of the source's bytes the catalog has counted.
     counted: Mutex<u64>,
+    /// Blobs that the source no longer has.
+    gone: Mutex<Vec<BlobHash>>,
 }
 
 enum Work {
@@ -79,16 +82,27 @@ struct StagedSink(Staged);
 
 impl LeafSink for StagedSink {
     fn leaf(&self, offset: u64, data: &[u8]) -> std::io::Result<()> {
-        self.0.write_leaf(offset, data).map_err(std::io::Error::other)
+        self.0.write_leaf(offset, data).map_err(as_io)
     }
     fn parent(&self, index: u64, pair: &[u8; 64]) -> std::io::Result<()> {
-        self.0.put_parent(index, pair).map_err(std::io::Error::other)
+        self.0.put_parent(index, pair).map_err(as_io)
     }
+}
+
+/// Keeps what the disk said where a sink can only answer with an I/O error.
+fn as_io(e: StagingError) -> std::io::Error {
+    let kind = match &e {
+        StagingError::DiskFull { .. } => std::io::ErrorKind::StorageFull,
+        StagingError::Io { source, .. } => source.kind(),
+        _ => std::io::ErrorKind::Other,
+    };
+    std::io::Error::new(kind, e)
 }
 
 impl Transfer {
     /// Brings every blob of the plan into staging, whole and proven.
     pub async fn run(&self, plan: &Plan) -> Result<(), SyncError> {
+        self.check_room(plan)?;
         let run = Arc::new(Run {
             staging: Staging::open(&self.lake, self.space, &self.catalog)?,
             open: Mutex::default(),
@@ -96,16 +110,22 @@ impl Transfer {
             bytes_done: AtomicU64::new(0),
             files_total: plan.blobs.len() as u64,
             bytes_total: plan.fetch_bytes(),
-            counted: Mutex::new(self.source.moved_bytes()),
+            counted: Mutex::new(0),
+            gone: Mutex::default(),
         });
-        let keeper = tokio::spawn(keep_durable(self.clone(), run.clone()));
+        let keeper = AbortOnDropHandle::new(tokio::spawn(keep_durable(self.clone(), run.clone())));
         let works = stream::iter(batches(&plan.blobs)).then(|group| self.clone().prepare(run.clone(), group));
         let works = works.map_ok(|works| stream::iter(works.into_iter().map(Ok))).try_flatten();
         let done = works.try_for_each_concurrent(self.streams, |work| self.work(&run, work)).await;
-        keeper.abort();
+        drop(keeper);
         // Also after a failure: what has arrived stays.
-        let saved = self.clone().save(run).await;
-        done.and(saved)
+        let saved = self.clone().save(run.clone()).await;
+        done.and(saved)?;
+        let gone = run.gone.lock().expect("no panic while held");
+        match gone.first() {
+            None => Ok(()),
+            Some(first) => Err(SyncError::Gone { count: gone.len(), first: *first }),
+        }
     }
 
     /// Records which chunk list belongs to which blob that is here now, for the plans to come.
@@ -129,6 +149,16 @@ impl Transfer {
         .await
     }
 
+    /// A disk that is too small is known before an hour of fetching, not after.
+    fn check_room(&self, plan: &Plan) -> Result<(), SyncError> {
+        let reserved: HashSet<BlobHash> = self.catalog.read()?.stagings(&self.space)?.into_iter().map(|s| s.0).collect();
+        let fresh = plan.blobs.iter().filter(|b| !reserved.contains(&b.wanted.hash));
+        let needed: u64 = fresh.map(|b| b.wanted.size).sum();
+        let Ok(disk) = rustix::fs::statvfs(self.lake.root()) else { return Ok(()) };
+        let free = disk.f_bavail.saturating_mul(disk.f_frsize);
+        if needed > free { Err(SyncError::NoRoom { free, needed }) } else { Ok(()) }
+    }
+
     /// Turns a group of planned blobs into work; local copies are made on the way.
     async fn prepare(self, run: Arc<Run>, group: Vec<BlobPlan>) -> Result<Vec<Work>, SyncError> {
         if self.watch.cancelled() {
@@ -149,11 +179,18 @@ impl Transfer {
         // What the plan meant to copy and could not is missing now, so everything missing is fetched.
         let missing = staged.missing(0..blob.wanted.size);
         let segments: Vec<Range<u64>> = missing.into_iter().flat_map(cut).collect();
-        if segments.is_empty() {
-            staged.finish()?;
-            run.files_done.fetch_add(1, Ordering::Relaxed);
-            return Ok(vec![]);
-        }
+        // Copies that were not what the chunk list says are dropped, and their bytes fetched.
+        let segments = match segments.is_empty().then(|| staged.finish()) {
+            None => segments,
+            Some(Ok(())) => {
+                run.files_done.fetch_add(1, Ordering::Relaxed);
+                return Ok(vec![]);
+            }
+            Some(Err(StagingError::WrongCopies { .. })) => {
+                staged.missing(0..blob.wanted.size).into_iter().flat_map(cut).collect()
+            }
+            Some(Err(e)) => return Err(e.into()),
+        };
         run.open.lock().expect("no panic while held").push(staged.clone());
         let filling = Arc::new(Filling { staged, left: AtomicUsize::new(segments.len()) });
         Ok(segments.into_iter().map(|range| Work::Segment(filling.clone(), range)).collect())
@@ -190,17 +227,23 @@ impl Transfer {
         let staged = &filling.staged;
         let sink: Arc<dyn LeafSink> = Arc::new(StagedSink(staged.clone()));
         let missing = || staged.missing(range.clone());
-        self.source.ranges(staged.hash(), staged.size(), &missing, sink).await?;
-        self.progress(run, 0, range.end - range.start);
-        if filling.left.fetch_sub(1, Ordering::AcqRel) == 1 {
-            let (staged, me, run) = (staged.clone(), self.clone(), run.clone());
-            blocking(move || me.finish(&run, staged)).await?;
+        match self.source.ranges(staged.hash(), staged.size(), &missing, sink.clone()).await {
+            Err(SyncError::Fetch(FetchError::NotThere { hash, .. })) => {
+                run.lost(hash);
+                return Ok(());
+            }
+            fetched => fetched?,
         }
-        Ok(())
-    }
-
-    fn finish(&self, run: &Run, staged: Staged) -> Result<(), SyncError> {
-        staged.finish()?;
+        self.progress(run, 0, range.end - range.start);
+        if filling.left.fetch_sub(1, Ordering::AcqRel) > 1 {
+            return Ok(());
+        }
+        if let Err(StagingError::WrongCopies { .. }) = finish(staged).await? {
+            // Local copies were not what the chunk list says: the ladder's last rung remains.
+            let missing = || staged.missing(0..staged.size());
+            self.source.ranges(staged.hash(), staged.size(), &missing, sink).await?;
+            finish(staged).await??;
+        }
         run.open.lock().expect("no panic while held").retain(|s| s.hash() != staged.hash());
         self.progress(run, 1, 0);
         Ok(())
@@ -213,9 +256,8 @@ impl Transfer {
         // An empty file needs no peer.
         pieces.extend(wanted.iter().filter(|w| w.1 == 0 && w.0 == BlobHash::of(&[])).map(|w| (w.0, Bytes::new())));
         let got: HashSet<BlobHash> = pieces.iter().map(|p| p.0).collect();
-        for (hash, size) in wanted.iter().filter(|(hash, _)| !got.contains(hash)) {
-            pieces.push((*hash, self.source.small(*hash, *size).await?.into()));
-        }
+        // What the source no longer has is told at the end; everything else still comes.
+        wanted.iter().filter(|w| !got.contains(&w.0)).for_each(|w| run.lost(w.0));
         let bytes = wanted.iter().map(|w| w.1).sum();
         let (run2, count) = (run.clone(), pieces.len() as u64);
         blocking(move || Ok(run2.staging.put_small(&pieces)?)).await?;
@@ -249,6 +291,25 @@ impl Transfer {
             Ok(())
         })
         .await
+    }
+}
+
+/// Ends a blob; the inner result is what staging says of it.
+async fn finish(staged: &Staged) -> Result<Result<(), StagingError>, SyncError> {
+    let staged = staged.clone();
+    blocking(move || match staged.finish() {
+        wrong @ (Ok(()) | Err(StagingError::WrongCopies { .. })) => Ok(wrong),
+        Err(e) => Err(e.into()),
+    })
+    .await
+}
+
+impl Run {
+    fn lost(&self, hash: BlobHash) {
+        let mut gone = self.gone.lock().expect("no panic while held");
+        if !gone.contains(&hash) {
+            gone.push(hash);
+        }
     }
 }
 

@@ -54,23 +54,23 @@ async fn the_door_hears_nothing_but_pairing() {
     let a = serving(1, host.clone()).await;
     let stranger = crate::hostile::endpoint(7).await;
     let connection = crate::hostile::connect(&stranger, &a, sluice_protocol::messages::ALPN_PAIR).await;
-    let ask = |wire: Vec<u8>| {
+    let ask = |wire: Vec<u8>, patience: u64| {
         let connection = connection.clone();
         async move {
             let (mut send, mut recv) = connection.open_bi().await.unwrap();
             send.write_all(&wire).await.unwrap();
             send.finish().unwrap();
-            sluice_daemon::lanes::message::read(&mut recv, Duration::from_secs(5)).await
+            sluice_daemon::lanes::message::read(&mut recv, Duration::from_millis(patience)).await
         }
     };
     let mut wire = Vec::new();
     sluice_daemon::lanes::message::write(&mut wire, &heads(), Duration::from_secs(1)).await.unwrap();
     let refused = |m: Message| matches!(m, Message::Refused(r) if r.code == REFUSED_MESSAGE);
-    assert!(refused(ask(wire.clone()).await.unwrap()), "another message");
-    assert!(refused(ask(vec![255; 4]).await.unwrap()), "a length beyond the limit");
-    assert!(refused(ask(vec![2, 0, 0, 0, 1, 1]).await.unwrap()), "garbage");
-    assert!(ask(vec![200, 0, 0, 0, 1]).await.is_err(), "a message that is cut off");
-    assert!(ask(wire).await.is_err(), "four messages are enough");
+    assert!(refused(ask(wire.clone(), 5000).await.unwrap()), "another message");
+    assert!(refused(ask(vec![255; 4], 5000).await.unwrap()), "a length beyond the limit");
+    assert!(refused(ask(vec![2, 0, 0, 0, 1, 1], 5000).await.unwrap()), "garbage");
+    assert!(ask(vec![200, 0, 0, 0, 1], 5000).await.is_err(), "a message that is cut off");
+    assert!(ask(wire, 200).await.is_err(), "four messages are enough");
     assert!(host.heard.lock().unwrap().is_empty());
 }
 
@@ -237,7 +237,8 @@ async fn a_peer_that_restarts_is_found_again() {
 async fn a_dropped_lane_is_gone_and_a_closed_one_says_so() {
     let host = Double::knowing(&[site(2)]);
     let a = serving(1, host.clone()).await;
-    let b = QuicLane::bind(QuicConfig { connect_timeout: Duration::from_millis(500), ..config(2) }).await.unwrap();
+    let short = Duration::from_millis(500);
+    let b = QuicLane::bind(QuicConfig { connect_timeout: short, answer_timeout: short, ..config(2) }).await.unwrap();
     let peer = b.connect(a.site(), &loopback(&a)).await.unwrap();
     assert_eq!(peer.message(&heads()).await.unwrap(), Message::Done);
     drop(a);

@@ -385,6 +385,23 @@ fn derived_values() {
     assert_eq!(kept, made.lines().collect::<Vec<_>>());
 }
 
+/// A fence that begins with "hex NAME" holds the bytes of that fixture; a `;` begins a remark.
+#[test]
+fn the_examples_in_the_format_page_are_the_fixtures() {
+    let page = include_str!("../../../docs/format.md");
+    let mut examples = 0;
+    for fence in page.split("```hex ").skip(1) {
+        let (name, rest) = fence.split_once('\n').unwrap();
+        let (body, _) = rest.split_once("```").unwrap();
+        let digits = body.lines().filter_map(|l| l.split(';').next()).flat_map(str::chars);
+        let digits: String = digits.filter(|c| !c.is_whitespace()).collect();
+        let shown = data_encoding::HEXLOWER.decode(digits.as_bytes()).unwrap_or_else(|e| panic!("{name}: {e}"));
+        assert!(shown == fixture(name, &[]), "docs/format.md shows another {name}");
+        examples += 1;
+    }
+    assert!(examples >= 9);
+}
+
 #[test]
 fn no_fixture_lies_unread() {
     let source = include_str!("golden.rs");

@@ -1,6 +1,6 @@
 //! Rights: who has them, for what, until when, and who may say so.
 
-use sluice_protocol::codec::{CodecError, Document};
+use sluice_protocol::codec::CodecError;
 use sluice_protocol::grants::{Grant, GrantSet, Right, SuccessionError, check_space_name};
 use sluice_protocol::limits::{GRANT_SECTIONS_MAX, NAME_BYTES_MAX, PATH_BYTES_MAX};
 use sluice_protocol::signed::{Signed, SignedError};

@@ -19,7 +19,7 @@ use std::collections::HashMap;
 use std::io;
 use std::path::PathBuf;
 use std::sync::Mutex;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use rayon::prelude::*;
 use sluice_protocol::ids::{BlobHash, SpaceId};
@@ -29,7 +29,7 @@ pub use digest::{Digest, FileReader, digest_file, digest_reader};
 
 use crate::catalog::{BlobRecord, Catalog, CatalogError};
 use crate::lake::Lake;
-use crate::scan::{Entries, Item, Skip, What, tables};
+use crate::scan::{Entries, Item, SectionEntries, Skip, What, tables};
 use crate::watch::Watch;
 use digest::Scratch;
 use read::Read;
@@ -92,14 +92,15 @@ fn chunk_holding(
     watch: &dyn Watch,
 ) -> Result<Chunks, ChunkError> {
     read::clear_partial(catalog, space)?;
-    let todo = todo(&entries);
+    let mut entries = entries;
+    let todo = todo(&mut entries.sections);
     let run = Run {
         lake,
         space,
         catalog,
         watch,
         files_total: todo.len() as u64,
-        bytes_total: todo.iter().map(|t| t.size).sum(),
+        bytes_total: todo.iter().map(Todo::size).sum(),
         files: AtomicU64::new(0),
         bytes: AtomicU64::new(0),
         partial: AtomicU64::new(0),
@@ -107,9 +108,9 @@ fn chunk_holding(
         out: Mutex::default(),
         scratch: Mutex::default(),
     };
-    let (small, large): (Vec<&Todo>, Vec<&Todo>) = todo.iter().partition(|t| t.size <= SMALL_BYTES_MAX);
-    small.par_iter().try_for_each(|t| run.one(t, &entries, false))?;
-    run.large(&large, &entries)?;
+    let (small, large): (Vec<Todo>, Vec<Todo>) = todo.into_iter().partition(|t| t.size() <= SMALL_BYTES_MAX);
+    small.into_par_iter().try_for_each(|t| run.one(t, false))?;
+    run.large(large)?;
     let out = run.out.into_inner().expect("no thread panics while it holds the results");
     let mut chunks = Chunks {
         entries,
@@ -118,24 +119,35 @@ fn chunk_holding(
         pending: out.pending,
         lost: out.lost,
     };
-    settle(lake, space, catalog, &mut chunks, out.done)?;
+    settle(lake, space, catalog, &mut chunks, out.failed)?;
     Ok(chunks)
 }
 
-/// A file to read: which section, which item.
-struct Todo {
-    at: (usize, usize),
-    size: u64,
+/// A file to read.
+struct Todo<'a> {
+    /// Index of its section.
+    section: usize,
+    /// The section's folder.
+    folder: Option<&'a LakePath>,
+    /// Gets its hash when it is read.
+    item: &'a mut Item,
 }
 
-fn todo(entries: &Entries) -> Vec<Todo> {
-    let mut todo = Vec::new();
-    for (s, section) in entries.sections.iter().enumerate() {
-        for (i, item) in section.items.iter().enumerate() {
-            if let What::File { print, hash: None, .. } = &item.what {
-                todo.push(Todo { at: (s, i), size: print.size });
-            }
+impl Todo<'_> {
+    /// Length that the scan saw, in bytes.
+    fn size(&self) -> u64 {
+        match &self.item.what {
+            What::File { print, .. } => print.size,
+            _ => 0,
         }
+    }
+}
+
+fn todo(sections: &mut [SectionEntries]) -> Vec<Todo<'_>> {
+    let mut todo = Vec::new();
+    for (section, SectionEntries { path, items, .. }) in sections.iter_mut().enumerate() {
+        let unread = items.iter_mut().filter(|i| matches!(i.what, What::File { hash: None, .. }));
+        todo.extend(unread.map(|item| Todo { section, folder: path.as_ref(), item }));
     }
     todo
 }
@@ -158,7 +170,8 @@ struct Run<'a> {
 
 #[derive(Default)]
 struct Out {
-    done: HashMap<(usize, usize), Result<What, String>>,
+    /// Index of the section, path below the lake, reason.
+    failed: Vec<(usize, LakePath, String)>,
     pending: Vec<ReadFile>,
     pending_bytes: usize,
     lost: Vec<(BlobHash, BlobRecord)>,
@@ -167,15 +180,16 @@ struct Out {
 }
 
 impl Run<'_> {
-    fn large(&self, todo: &[&Todo], entries: &Entries) -> Result<(), ChunkError> {
-        let next = AtomicUsize::new(0);
+    fn large(&self, todo: Vec<Todo<'_>>) -> Result<(), ChunkError> {
+        let at_once = (rayon::current_num_threads() / 2).clamp(1, LARGE_AT_ONCE_MAX).min(todo.len());
+        let todo = Mutex::new(todo.into_iter());
+        let next = || todo.lock().expect("no thread panics while it takes a file").next();
         let work = || -> Result<(), ChunkError> {
-            while let Some(t) = todo.get(next.fetch_add(1, Ordering::Relaxed)) {
-                self.one(t, entries, true)?;
+            while let Some(t) = next() {
+                self.one(t, true)?;
             }
             Ok(())
         };
-        let at_once = (rayon::current_num_threads() / 2).clamp(1, LARGE_AT_ONCE_MAX).min(todo.len());
         std::thread::scope(|scope| {
             // Threads of their own: a rayon task that waits would begin the next file on its stack.
             let workers: Vec<_> = (0..at_once).map(|_| scope.spawn(work)).collect();
@@ -183,46 +197,45 @@ impl Run<'_> {
         })
     }
 
-    fn one(&self, todo: &Todo, entries: &Entries, parallel: bool) -> Result<(), ChunkError> {
-        let section = &entries.sections[todo.at.0];
-        let path = section.lake_path(&section.items[todo.at.1].path);
+    fn one(&self, todo: Todo<'_>, parallel: bool) -> Result<(), ChunkError> {
+        let path = match todo.folder {
+            None => todo.item.path.clone(),
+            Some(folder) => folder.join(&todo.item.path).expect("the scan found the item under this very path"),
+        };
         let mut scratch = self.lock_scratch().pop().unwrap_or_default();
         let read = self.read(&path, parallel, &mut scratch);
         self.lock_scratch().push(scratch);
-        let read = read?;
+        let ready = match read? {
+            Read::Done(file, mode) => {
+                todo.item.what = What::File { print: file.print.clone(), mode, hash: Some(file.hash) };
+                self.keep(*file)
+            }
+            Read::Failed(reason) => {
+                self.lock_out().failed.push((todo.section, path, reason));
+                Vec::new()
+            }
+        };
         self.files.fetch_add(1, Ordering::Relaxed);
         self.say();
-        let ready = self.keep(todo.at, read);
-        if ready.is_empty() {
-            return Ok(());
+        if !ready.is_empty() {
+            let lost = self.catalog.write(|batch| record::record(batch, self.space, &ready))?;
+            self.lock_out().lost.extend(lost);
         }
-        let lost = self.catalog.write(|batch| record::record(batch, self.space, &ready))?;
-        self.lock_out().lost.extend(lost);
         Ok(())
     }
 
-    /// Notes what came of a file; returns files to commit when enough have come together.
-    fn keep(&self, at: (usize, usize), read: Read) -> Vec<ReadFile> {
+    /// Notes a file that was read; returns files to commit when enough have come together.
+    fn keep(&self, file: ReadFile) -> Vec<ReadFile> {
         let mut out = self.lock_out();
-        match read {
-            Read::Failed(reason) => {
-                out.done.insert(at, Err(reason));
-                Vec::new()
-            }
-            Read::Done(file, mode) => {
-                let what = What::File { print: file.print.clone(), mode, hash: Some(file.hash) };
-                out.done.insert(at, Ok(what));
-                out.read_files += 1;
-                out.read_bytes += file.print.size;
-                out.pending_bytes += file.weight();
-                out.pending.push(*file);
-                if out.pending_bytes <= self.pending_max {
-                    return Vec::new();
-                }
-                out.pending_bytes = 0;
-                std::mem::take(&mut out.pending)
-            }
+        out.read_files += 1;
+        out.read_bytes += file.print.size;
+        out.pending_bytes += file.weight();
+        out.pending.push(file);
+        if out.pending_bytes <= self.pending_max {
+            return Vec::new();
         }
+        out.pending_bytes = 0;
+        std::mem::take(&mut out.pending)
     }
 
     fn say(&self) {
@@ -239,32 +252,29 @@ impl Run<'_> {
     }
 }
 
-/// Puts the results into the entries; what could not be read leaves them.
+/// Takes what could not be read out of the entries.
 fn settle(
     lake: &Lake,
     space: &SpaceId,
     catalog: &Catalog,
     chunks: &mut Chunks,
-    mut done: HashMap<(usize, usize), Result<What, String>>,
+    mut failed: Vec<(usize, LakePath, String)>,
 ) -> Result<(), ChunkError> {
+    failed.sort();
+    if !failed.is_empty() {
+        chunks.entries.recorded = None;
+    }
     let mut broken: HashMap<usize, String> = HashMap::new();
-    for (s, section) in chunks.entries.sections.iter_mut().enumerate() {
-        let items = std::mem::take(&mut section.items);
-        for (i, mut item) in items.into_iter().enumerate() {
-            match done.remove(&(s, i)) {
-                None => section.items.push(item),
-                Some(Ok(what)) => {
-                    item.what = what;
-                    section.items.push(item);
-                }
-                Some(Err(reason)) if section.is_read_table() => {
-                    broken.insert(s, format!("its file `{}` cannot be taken: {reason}", item.path));
-                }
-                Some(Err(reason)) => {
-                    chunks.entries.skipped.push(Skip::new(section.lake_path(&item.path), reason));
-                }
-            }
+    for (section, path, reason) in failed {
+        let Entries { sections, skipped, .. } = &mut chunks.entries;
+        if sections[section].is_read_table() {
+            broken.insert(section, format!("its file `{path}` cannot be taken: {reason}"));
+        } else {
+            skipped.push(Skip::new(path, reason));
         }
+    }
+    for section in &mut chunks.entries.sections {
+        section.items.retain(|i| !matches!(i.what, What::File { hash: None, .. }));
     }
     replace_broken(lake, space, catalog, chunks, broken)
 }

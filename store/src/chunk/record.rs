@@ -86,11 +86,13 @@ pub(crate) fn add_place(
     print: &Fingerprint,
 ) -> Result<(), CatalogError> {
     let place = Place::Lake(path.clone());
-    let places = batch.blob(space, hash)?.map_or(vec![], |b| b.places);
-    if places.len() >= PLACES_MAX && !places.iter().any(|p| p.place == place) {
-        return Ok(());
+    let empty = BlobRecord { size: print.size, places: vec![], list: None, unknown: Default::default() };
+    let mut blob = batch.blob(space, hash)?.unwrap_or(empty);
+    blob.places.retain(|p| p.place != place);
+    if blob.places.len() < PLACES_MAX {
+        blob.places.push(Located { place, print: print.clone(), unknown: Default::default() });
     }
-    batch.add_place(space, hash, print.size, Located { place, print: print.clone(), unknown: Default::default() })
+    batch.put_blob(space, hash, &blob)
 }
 
 /// Forgets that a blob lies in a file of the lake. Returns the blob if that was its last place.

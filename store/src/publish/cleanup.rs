@@ -82,10 +82,11 @@ fn folders_of(hands: &Hands<'_>, number: u64) -> Result<BTreeSet<String>, Publis
         Some(Kind::Link) => note(&hands.generations.read_link(&name).map_err(failed)?),
         Some(Kind::Folder) => {
             let folder = hands.generations.open(&name).map_err(failed)?;
-            old::walk(&folder, "", &mut |_, _, text| {
+            old::walk(&folder, "", &mut |(_, _, text)| {
                 if let Some(text) = text {
                     note(&text);
                 }
+                true
             })
             .map_err(failed)?;
         }
@@ -139,7 +140,7 @@ pub(super) fn in_section(place: &Place) -> Option<(&str, &str)> {
 /// Whether the folder holds nothing but published files as they were published, links and folders.
 fn only_ours(hands: &Hands<'_>, folder: &Folder, files: &Known) -> std::io::Result<bool> {
     let mut ours = true;
-    old::walk(folder, "", &mut |path, seen, _| {
+    old::walk(folder, "", &mut |(path, seen, _)| {
         let known = match seen.kind {
             Kind::Folder | Kind::Link => true,
             Kind::Other => false,
@@ -149,6 +150,7 @@ fn only_ours(hands: &Hands<'_>, folder: &Folder, files: &Known) -> std::io::Resu
             }),
         };
         ours &= known || is_hint(&path);
+        ours
     })?;
     Ok(ours)
 }

@@ -3,18 +3,22 @@
 //! Invariant: a fingerprint is refreshed only for a file that fitted before and whose change time we
 //! moved ourselves, so an edit never passes for our own doing.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 use sluice_protocol::ids::{BlobHash, SpaceId};
+use sluice_protocol::manifest::{Entry, EntryKind, Section};
 use sluice_protocol::path::LakePath;
 
 use super::cleanup::in_section;
 use super::hands::Hands;
 use super::old;
 use super::place::{Blobs, Inodes};
+use super::plan::{How, Plan, SectionPlan};
 use crate::blobs::{Fit, compare};
 use crate::catalog::{Batch, BlobRecord, CatalogError, FileRecord, LiveRecord, Located, Lookup};
+use crate::durable::{Folder, Kind};
 use crate::lake::{Lake, Place};
+use crate::verify::entries_of;
 
 /// Which section folders are live, and where their sections lie in the lake.
 #[derive(Debug, Default)]
@@ -88,21 +92,57 @@ pub(crate) fn live_annex(reader: &impl Lookup, space: &SpaceId) -> Result<Option
     Ok(raw.and_then(|raw| raw.try_into().ok()).map(BlobHash))
 }
 
-/// Everything that makes a version the live one, in one change.
-pub(super) fn make_live(
-    batch: &mut Batch,
-    hands: &Hands<'_>,
-    record: &LiveRecord,
-    annex: BlobHash,
-    retired: &BTreeSet<LakePath>,
-    blobs: &Blobs,
-    touched: &Inodes,
-) -> Result<(), CatalogError> {
-    for path in retired {
-        batch.remove_file(&hands.space, path)?;
+/// What makes a version the live one.
+pub(super) struct Change<'p> {
+    pub plan: &'p Plan<'p>,
+    pub record: &'p LiveRecord,
+    pub annex: BlobHash,
+    /// Blobs whose places are not recorded yet.
+    pub blobs: Blobs,
+    pub touched: Inodes,
+}
+
+/// Everything that makes a version the live one, in one change. Entries are read one section at a time.
+pub(super) fn make_live(batch: &mut Batch, hands: &Hands<'_>, change: &Change<'_>) -> Result<(), CatalogError> {
+    for section in &change.plan.retired {
+        for entry in entries(batch, hands, section)?.iter().filter(|e| e.kind == EntryKind::File) {
+            if let Ok(path) = section.lake_path(&entry.path) {
+                batch.remove_file(&hands.space, &path)?;
+            }
+        }
     }
-    record_places(batch, hands, &LiveFolders::of(Some(record)), blobs, touched)?;
-    batch.set_live(&hands.space, record)?;
-    batch.put_setting(&annex_key(&hands.space), &annex.0)?;
+    for s in change.plan.sections.iter().filter(|s| s.how == How::Made) {
+        put_files(batch, hands, s)?;
+    }
+    record_places(batch, hands, &LiveFolders::of(Some(change.record)), &change.blobs, &change.touched)?;
+    batch.set_live(&hands.space, change.record)?;
+    batch.put_setting(&annex_key(&hands.space), &change.annex.0)?;
     super::intent::clear(batch, &hands.space)
+}
+
+fn entries(reader: &impl Lookup, hands: &Hands<'_>, section: &Section) -> Result<Vec<Entry>, CatalogError> {
+    entries_of(reader, &hands.space, section).map_err(|e| CatalogError::Refused(e.to_string()))
+}
+
+/// Remembers the files of a new section folder as they lie there; no reader has seen them yet.
+fn put_files(batch: &mut Batch, hands: &Hands<'_>, s: &SectionPlan<'_>) -> Result<(), CatalogError> {
+    let name = s.folder.as_deref().unwrap_or_default();
+    let failed = |source| CatalogError::Io { path: hands.lake.root().join(".sluice/sections").join(name), source };
+    let folder = hands.sections.open(name).map_err(failed)?;
+    let mut near: Option<(Option<LakePath>, Folder)> = None;
+    for entry in entries(batch, hands, s.section)? {
+        let (Some(hash), Ok(path)) = (entry.hash, s.section.lake_path(&entry.path)) else { continue };
+        let parent = entry.path.parent();
+        let here = match near.take() {
+            Some((at, here)) if at == parent => here,
+            _ => folder.descend(parent.as_ref()).map_err(failed)?,
+        };
+        let seen = here.look(entry.path.file_name()).map_err(failed)?;
+        if let Some(seen) = seen.filter(|seen| seen.kind == Kind::File && seen.print.size == entry.size) {
+            let record = FileRecord { print: seen.print, hash, unknown: Default::default() };
+            batch.put_file(&hands.space, &path, &record)?;
+        }
+        near = Some((parent, here));
+    }
+    Ok(())
 }

@@ -13,6 +13,7 @@
 
 mod cleanup;
 mod commit;
+mod fill;
 mod generation;
 mod hands;
 mod intent;
@@ -22,14 +23,11 @@ mod plan;
 mod recover;
 mod target;
 
-use std::collections::BTreeMap;
 use std::io;
 use std::path::PathBuf;
 
 use sluice_protocol::ids::{BlobHash, SnapshotId, SpaceId};
-use sluice_protocol::manifest::{Entry, EntryKind};
 use sluice_protocol::path::{LakePath, PathError};
-use sluice_protocol::stages::{Stage, stage_of};
 
 use crate::catalog::{Catalog, CatalogError, LiveRecord, LiveSection, Lookup};
 use crate::lake::{Lake, LakeError};
@@ -37,7 +35,6 @@ use crate::verify::{LinkError, Verified};
 use crate::watch::Watch;
 use hands::Hands;
 use intent::{Intent, IntentSection};
-use place::{Blobs, Inodes, Over, Placer};
 use plan::{Plan, SectionPlan};
 
 pub use cleanup::Cleaned;
@@ -152,13 +149,11 @@ pub fn publish(
         return Ok(Published { already: true, ..done(verified, live.generation, sections, cleaned, recovered) });
     }
     let generation = begin(&hands, verified, &mut plan, left.as_ref())?;
-    let (sections, blobs, touched) = place_all(&hands, &plan, watch)?;
+    let (sections, blobs, touched) = fill::all(&hands, &plan, live.as_ref(), watch)?;
     generation::build(&hands, generation, &plan.sections)?;
     let record = live_record(verified, generation, &plan);
-    let annex = verified.head().annex;
-    hands.commit("live", |b| {
-        commit::make_live(b, &hands, &record, annex, &plan.retired, &blobs, &touched)
-    })?;
+    let change = commit::Change { plan: &plan, record: &record, annex: verified.head().annex, blobs, touched };
+    hands.commit("live", |b| commit::make_live(b, &hands, &change))?;
     generation::switch(&hands, generation)?;
     generation::show(&hands, &plan::top_names(&plan.sections)?)?;
     let cleaned = cleanup::clean(&hands, options.keep_generations)?;
@@ -219,176 +214,6 @@ fn begin(
         intent::store(b, &hands.space, &intent)?;
         Ok(generation)
     })
-}
-
-/// Places the files of every section and makes them durable.
-fn place_all(
-    hands: &Hands<'_>,
-    plan: &Plan<'_>,
-    watch: &dyn Watch,
-) -> Result<(Vec<PublishedSection>, Blobs, Inodes), PublishError> {
-    let mut placer = Placer::new(hands, hands.catalog.read()?);
-    let mut sections = Vec::new();
-    for s in &plan.sections {
-        let files = match s.how {
-            How::Kept => 0,
-            How::Grown => grow(&mut placer, s, watch)?,
-            How::Made => make(&mut placer, s, watch)?,
-        };
-        sections.push(published(s, files));
-    }
-    let (blobs, touched) = placer.finish();
-    Ok((sections, blobs, touched))
-}
-
-fn tell(watch: &dyn Watch, n: u64, total: u64) -> Result<(), PublishError> {
-    if n.is_multiple_of(1024) || n == total {
-        watch.amount("publish", n, total, 0, 0);
-        if watch.cancelled() {
-            return Err(PublishError::Cancelled);
-        }
-    }
-    Ok(())
-}
-
-/// Fills a section folder that nobody sees yet.
-fn make(placer: &mut Placer<'_, '_>, s: &SectionPlan<'_>, watch: &dyn Watch) -> Result<u64, PublishError> {
-    let hands = placer.hands;
-    let name = s.folder.as_deref().unwrap_or_default();
-    let shown = format!(".sluice/{SECTIONS_FOLDER}/{name}");
-    let begun = hands.sections.open(name).is_ok();
-    hands.folder(&hands.sections, name, &shown)?;
-    placer.unsynced.name_in(None);
-    let mut placed = 0;
-    for (n, entry) in s.entries.iter().enumerate() {
-        tell(watch, n as u64, s.entries.len() as u64)?;
-        placed += u64::from(make_entry(placer, s, name, entry, begun)?);
-    }
-    hands.flush(&mut placer.unsynced, &hands.sections, &shown)?;
-    Ok(placed)
-}
-
-/// Puts one entry into a folder of ours; says whether a file was placed.
-fn make_entry(
-    placer: &mut Placer<'_, '_>,
-    s: &SectionPlan<'_>,
-    folder: &str,
-    entry: &Entry,
-    begun: bool,
-) -> Result<bool, PublishError> {
-    if entry.kind != EntryKind::File {
-        if !(s.section.shallow && entry.kind == EntryKind::Link) {
-            other_entry(placer, s, folder, entry)?;
-        }
-        return Ok(false);
-    }
-    let place = section_place(folder, &entry.path)?;
-    let hash = entry.hash.unwrap_or(BlobHash([0; 32]));
-    if begun {
-        if placer.is_at(&hash, &place)? {
-            return Ok(false);
-        }
-        // What an earlier run left here and recovery could not prove is not worth keeping.
-        clear_spot(placer.hands, folder, &entry.path)?;
-    }
-    placer.place(folder, entry, Over::Nothing)?;
-    Ok(true)
-}
-
-fn clear_spot(hands: &Hands<'_>, folder: &str, path: &LakePath) -> Result<(), PublishError> {
-    let text = format!("{folder}/{path}");
-    let full = LakePath::parse(&text).map_err(|source| PublishError::Path { path: text.clone(), source })?;
-    let shown = format!(".sluice/{SECTIONS_FOLDER}/{text}");
-    match hands.sections.descend(full.parent().as_ref()) {
-        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
-        Err(e) => Err(hands.failed(&shown, e)),
-        Ok(parent) => match parent.look(full.file_name()).map_err(|e| hands.failed(&shown, e))? {
-            None => Ok(()),
-            Some(_) => hands.remove(&parent, full.file_name(), &shown),
-        },
-    }
-}
-
-/// Makes an empty folder or a link.
-fn other_entry(
-    placer: &mut Placer<'_, '_>,
-    s: &SectionPlan<'_>,
-    folder: &str,
-    entry: &Entry,
-) -> Result<(), PublishError> {
-    let hands = placer.hands;
-    let text = format!("{folder}/{}", entry.path);
-    let path = LakePath::parse(&text).map_err(|source| PublishError::Path { path: text.clone(), source })?;
-    let shown = format!(".sluice/{SECTIONS_FOLDER}/{text}");
-    if entry.kind == EntryKind::Folder {
-        hands.section_folder(&path)?;
-        place::ancestors(&path).into_iter().for_each(|above| placer.unsynced.name_in(above));
-        return Ok(());
-    }
-    let target = entry.target.as_deref().unwrap_or(".");
-    let target = link_text(s.section.path.as_ref(), &entry.path, target)?;
-    let parent = path.parent().expect("a section folder is above");
-    let parent = hands.section_folder(&parent)?;
-    place::ancestors(&path).into_iter().for_each(|above| placer.unsynced.name_in(above));
-    let failed = |e| hands.failed(&shown, e);
-    if parent.look(path.file_name()).map_err(failed)?.is_some() {
-        if parent.read_link(path.file_name()).is_ok_and(|text| text == target) {
-            return Ok(());
-        }
-        return Err(PublishError::Diverged {
-            section: s.section.name().to_string(),
-            path: entry.path.to_string(),
-            what: "was added here",
-        });
-    }
-    hands.symlink(&target, (&parent, path.file_name()), &shown)
-}
-
-/// Adds files to a folder that readers see, each stage durable before the next begins.
-fn grow(placer: &mut Placer<'_, '_>, s: &SectionPlan<'_>, watch: &dyn Watch) -> Result<u64, PublishError> {
-    let folder = s.folder.as_deref().unwrap_or_default();
-    let mut stages: BTreeMap<Stage, Vec<&plan::Addition>> = BTreeMap::new();
-    for addition in &s.additions {
-        stages.entry(stage_of(s.section.kind, &addition.entry.path)).or_default().push(addition);
-    }
-    let (mut n, mut placed) = (0, 0);
-    for (stage, additions) in stages {
-        for addition in additions {
-            tell(watch, n, s.additions.len() as u64)?;
-            n += 1;
-            placed += u64::from(grow_entry(placer, s, folder, addition)?);
-        }
-        let what = format!("stage {}.{} of {}", stage.rank, stage.version, s.section.name());
-        let hands = placer.hands;
-        hands.flush(&mut placer.unsynced, &hands.sections, &what)?;
-    }
-    Ok(placed)
-}
-
-fn grow_entry(
-    placer: &mut Placer<'_, '_>,
-    s: &SectionPlan<'_>,
-    folder: &str,
-    addition: &plan::Addition,
-) -> Result<bool, PublishError> {
-    let entry = &addition.entry;
-    let Some(hash) = entry.hash else {
-        other_entry(placer, s, folder, entry)?;
-        return Ok(false);
-    };
-    let place = section_place(folder, &entry.path)?;
-    let path = lake_path(s.section.path.as_ref(), &entry.path)?;
-    // The bytes that a pointer had before are not at this place any more.
-    let before = placer.hands.catalog.read()?.file(&placer.hands.space, &path)?;
-    if let Some(before) = before.filter(|b| b.hash != hash) {
-        placer.forget(&before.hash, &place)?;
-    }
-    if addition.here {
-        placer.found(&hash, entry.size, place)?;
-        return Ok(false);
-    }
-    placer.place(folder, entry, addition.over)?;
-    Ok(true)
 }
 
 fn live_record(verified: &Verified, generation: u64, plan: &Plan<'_>) -> LiveRecord {

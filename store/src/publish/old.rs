@@ -4,10 +4,10 @@
 //! one that was never published are all reported before anything of their section is touched.
 
 use std::collections::BTreeMap;
+use std::io;
 
-use sluice_protocol::codec::Document;
 use sluice_protocol::ids::{BlobHash, SnapshotId, SpaceId};
-use sluice_protocol::manifest::{Entry, EntryKind, Manifest};
+use sluice_protocol::manifest::{Entry, EntryKind, Manifest, Section};
 use sluice_protocol::path::LakePath;
 use sluice_protocol::stages::{Replace, is_regenerated, replace_of};
 
@@ -15,9 +15,10 @@ use super::hands::{Hands, SECTIONS_FOLDER};
 use super::intent::Spoiled;
 use super::{PublishError, target};
 use crate::blobs::{Fit, compare, prove_place};
-use crate::catalog::{CatalogError, LiveRecord, LiveSection, Lookup};
+use crate::catalog::{CatalogError, LiveSection, Lookup};
 use crate::durable::{Folder, Kind, Seen};
 use crate::lake::Place;
+use crate::verify::diff::manifest_of;
 use crate::verify::entries_of;
 
 /// The place of a file of a section folder.
@@ -37,37 +38,47 @@ pub(crate) fn lake_path(section: Option<&LakePath>, path: &LakePath) -> Result<L
 }
 
 /// The entries of the section at `path` in a version whose metadata is still here.
-pub(crate) fn entries_in(
+pub(super) fn entries_in(
     reader: &impl Lookup,
     space: &SpaceId,
     snapshot: SnapshotId,
     path: Option<&LakePath>,
 ) -> Result<Option<Vec<Entry>>, CatalogError> {
-    let Some(bytes) = reader.meta(space, &snapshot.into())? else { return Ok(None) };
-    let Ok(manifest) = Manifest::from_bytes(&bytes) else { return Ok(None) };
-    let section = manifest.sections.iter().find(|s| s.path.as_ref() == path);
+    let manifest = manifest_of(reader, space, snapshot)?;
+    let section = manifest.as_ref().and_then(|m| m.sections.iter().find(|s| s.path.as_ref() == path));
     Ok(section.and_then(|s| entries_of(reader, space, s).ok()))
+}
+
+/// How the manifest of the published version lists a published section.
+pub(super) fn listed_as<'m>(manifest: Option<&'m Manifest>, live: &LiveSection) -> Option<&'m Section> {
+    manifest?.sections.iter().find(|s| s.path == live.path && s.tree.page == live.tree)
 }
 
 /// Blobs and their sizes that unfinished versions may have placed under a path.
 type Tolerated = BTreeMap<LakePath, Vec<(BlobHash, u64)>>;
 
+/// What lies under a path: what it is, and the text of a link.
+type Found = (String, Seen, Option<String>);
+
 /// A published section and what it should hold.
-pub(super) struct Old<'a> {
-    pub live: &'a LiveSection,
+pub(super) struct Old<'h, 'a> {
+    hands: &'h Hands<'a>,
+    live: &'h LiveSection,
     /// None when the metadata of the published version is gone.
-    pub entries: Option<Vec<Entry>>,
+    pub listed: Option<Section>,
+    entries: Option<Vec<Entry>>,
 }
 
-impl<'a> Old<'a> {
+impl<'h, 'a> Old<'h, 'a> {
     pub fn load(
+        hands: &'h Hands<'a>,
         reader: &impl Lookup,
-        space: &SpaceId,
-        live: &LiveRecord,
-        section: &'a LiveSection,
-    ) -> Result<Self, CatalogError> {
-        let entries = entries_in(reader, space, live.snapshot, section.path.as_ref())?;
-        Ok(Self { live: section, entries })
+        manifest: Option<&Manifest>,
+        live: &'h LiveSection,
+    ) -> Result<Self, PublishError> {
+        let listed = listed_as(manifest, live).cloned();
+        let entries = listed.as_ref().and_then(|s| entries_of(reader, &hands.space, s).ok());
+        Ok(Self { hands, live, listed, entries })
     }
 
     fn name(&self) -> String {
@@ -80,57 +91,55 @@ impl<'a> Old<'a> {
 
     /// Fails when the folder does not hold exactly what was published; `spoiled` names files of
     /// versions that were never finished, which may be there too.
-    pub fn check(
-        &self,
-        hands: &Hands<'_>,
-        reader: &impl Lookup,
-        spoiled: &[Spoiled],
-    ) -> Result<(), PublishError> {
+    pub fn check(&self, reader: &impl Lookup, spoiled: &[Spoiled]) -> Result<(), PublishError> {
         let shown = format!(".sluice/{SECTIONS_FOLDER}/{}", self.live.folder);
-        let folder = match hands.sections.open(&self.live.folder) {
+        let folder = match self.hands.sections.open(&self.live.folder) {
             Ok(folder) => folder,
-            Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
+            Err(e) if e.kind() == io::ErrorKind::NotFound => {
                 return Err(self.diverged(&shown, "was removed"));
             }
-            Err(e) => return Err(hands.failed(&shown, e)),
+            Err(e) => return Err(self.hands.failed(&shown, e)),
         };
-        let mut found = BTreeMap::new();
-        walk(&folder, "", &mut |path, seen, text| {
-            found.insert(path, (seen, text));
-        })
-        .map_err(|e| hands.failed(&shown, e))?;
-        let tolerated = self.spoiled_entries(hands, reader, spoiled)?;
-        for entry in self.entries.iter().flatten() {
-            let there = found.remove(entry.path.as_str());
-            self.check_entry(hands, reader, entry, there, &tolerated)?;
+        let tolerated = self.spoiled_entries(reader, spoiled)?;
+        // Both sides come in the order of their paths, so they are merged without being held.
+        let entries = self.entries.iter().flatten();
+        let mut wanted = entries.filter(|e| self.lies_in_folder(e)).peekable();
+        let mut problem = None;
+        let walked = walk(&folder, "", &mut |found| {
+            while let Some(entry) = wanted.next_if(|e| *e.path.as_str() < *found.0) {
+                problem = Some(self.diverged(entry.path.as_str(), "was removed"));
+            }
+            let checked = match wanted.next_if(|e| e.path.as_str() == found.0) {
+                Some(entry) => self.check_entry(reader, entry, &found, &tolerated),
+                None => self.check_stranger(&found, &tolerated),
+            };
+            problem = problem.take().or(checked.err());
+            problem.is_none()
+        });
+        walked.map_err(|e| self.hands.failed(&shown, e))?;
+        if let (None, Some(entry)) = (&problem, wanted.next()) {
+            problem = Some(self.diverged(entry.path.as_str(), "was removed"));
         }
-        for (path, (seen, _)) in found {
-            self.check_stranger(hands, &path, &seen, &tolerated)?;
-        }
-        Ok(())
+        problem.map_or(Ok(()), Err)
+    }
+
+    /// Links of shallow sections lie in the generation; folders are made by what is in them.
+    fn lies_in_folder(&self, entry: &Entry) -> bool {
+        entry.kind == EntryKind::File || entry.kind == EntryKind::Link && !self.live.shallow
     }
 
     fn check_entry(
         &self,
-        hands: &Hands<'_>,
         reader: &impl Lookup,
         entry: &Entry,
-        there: Option<(Seen, Option<String>)>,
+        (_, seen, text): &Found,
         tolerated: &Tolerated,
     ) -> Result<(), PublishError> {
-        let path = entry.path.as_str();
-        if entry.kind == EntryKind::Folder {
-            return Ok(());
-        }
-        // Links of shallow sections lie in the generation itself.
-        if entry.kind == EntryKind::Link && self.live.shallow {
-            return Ok(());
-        }
-        let Some((seen, text)) = there else { return Err(self.diverged(path, "was removed")) };
+        let (hands, path) = (self.hands, entry.path.as_str());
         if entry.kind == EntryKind::Link {
             let section = self.live.path.as_ref();
             let wanted = target::link_text(section, &entry.path, entry.target.as_deref().unwrap_or("."))?;
-            let same = text.is_some_and(|t| t == wanted);
+            let same = text.as_ref().is_some_and(|t| *t == wanted);
             return if same { Ok(()) } else { Err(self.diverged(path, "is another link")) };
         }
         let recorded = reader.file(&hands.space, &lake_path(self.live.path.as_ref(), &entry.path)?)?;
@@ -151,16 +160,7 @@ impl<'a> Old<'a> {
         Err(self.diverged(path, "was changed here"))
     }
 
-    fn check_stranger(
-        &self,
-        hands: &Hands<'_>,
-        path: &str,
-        seen: &Seen,
-        tolerated: &Tolerated,
-    ) -> Result<(), PublishError> {
-        if seen.kind == Kind::Folder {
-            return Ok(());
-        }
+    fn check_stranger(&self, (path, seen, _): &Found, tolerated: &Tolerated) -> Result<(), PublishError> {
         if seen.kind == Kind::Link && self.entries.is_none() {
             return Ok(());
         }
@@ -172,7 +172,7 @@ impl<'a> Old<'a> {
         let place = section_place(&self.live.folder, &lake_path)?;
         let known = tolerated.get(&lake_path).into_iter().flatten();
         for (hash, size) in known {
-            if prove_place(hands.lake, &place, *size, hash).is_some() {
+            if prove_place(self.hands.lake, &place, *size, hash).is_some() {
                 return Ok(());
             }
         }
@@ -180,15 +180,10 @@ impl<'a> Old<'a> {
     }
 
     /// Files that unfinished versions may have placed in this folder.
-    fn spoiled_entries(
-        &self,
-        hands: &Hands<'_>,
-        reader: &impl Lookup,
-        spoiled: &[Spoiled],
-    ) -> Result<Tolerated, PublishError> {
+    fn spoiled_entries(&self, reader: &impl Lookup, spoiled: &[Spoiled]) -> Result<Tolerated, PublishError> {
         let mut all = Tolerated::new();
         for s in spoiled.iter().filter(|s| s.folder == self.live.folder) {
-            let entries = entries_in(reader, &hands.space, s.snapshot, s.path.as_ref())?;
+            let entries = entries_in(reader, &self.hands.space, s.snapshot, s.path.as_ref())?;
             for entry in entries.into_iter().flatten() {
                 if let Some(hash) = entry.hash {
                     all.entry(entry.path).or_default().push((hash, entry.size));
@@ -199,28 +194,37 @@ impl<'a> Old<'a> {
     }
 }
 
-/// Everything below a folder: path, what it is, and the text of a link.
+/// Every file and link below a folder, by path; stops when `each` says `false`.
 pub(crate) fn walk(
     folder: &Folder,
     prefix: &str,
-    each: &mut dyn FnMut(String, Seen, Option<String>),
-) -> std::io::Result<()> {
+    each: &mut dyn FnMut((String, Seen, Option<String>)) -> bool,
+) -> io::Result<bool> {
     let (names, strange) = folder.names()?;
     if strange > 0 {
         let text = format!("{strange} names in `{prefix}` are not UTF-8");
-        return Err(std::io::Error::new(std::io::ErrorKind::InvalidData, text));
+        return Err(io::Error::new(io::ErrorKind::InvalidData, text));
     }
+    let mut all = Vec::with_capacity(names.len());
     for name in names {
         let Some(seen) = folder.look(&name)? else { continue };
-        let path = if prefix.is_empty() { name.clone() } else { format!("{prefix}/{name}") };
-        let text = match seen.kind {
-            Kind::Link => Some(folder.read_link(&name)?),
-            _ => None,
-        };
-        if seen.kind == Kind::Folder {
-            walk(&folder.open(&name)?, &path, each)?;
-        }
-        each(path, seen, text);
+        // With the slash, folders sort where their contents do among full paths.
+        let slash = if seen.kind == Kind::Folder { "/" } else { "" };
+        all.push((format!("{prefix}{name}{slash}"), name, seen));
     }
-    Ok(())
+    all.sort_by(|a, b| a.0.cmp(&b.0));
+    for (path, name, seen) in all {
+        let go_on = match seen.kind {
+            Kind::Folder => walk(&folder.open(&name)?, &path, each)?,
+            Kind::Link => {
+                let text = folder.read_link(&name)?;
+                each((path, seen, Some(text)))
+            }
+            Kind::File | Kind::Other => each((path, seen, None)),
+        };
+        if !go_on {
+            return Ok(false);
+        }
+    }
+    Ok(true)
 }

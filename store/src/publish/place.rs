@@ -17,6 +17,7 @@ use sluice_protocol::manifest::Entry;
 use sluice_protocol::path::LakePath;
 
 use super::PublishError;
+use super::commit::{LiveFolders, record_places};
 use super::hands::Hands;
 use super::old::section_place;
 use crate::blobs::{Fit, compare, prove_place};
@@ -112,9 +113,10 @@ impl<'h, 'a> Placer<'h, 'a> {
         Ok(())
     }
 
-    /// Where every blob that was looked at lies now, and which inodes moved their change time.
-    pub fn finish(self) -> (Blobs, Inodes) {
-        let blobs = self.known.into_iter().map(|(hash, known)| {
+    /// Hands over what was learned since the last time: where blobs lie now, and which inodes moved
+    /// their change time. Everything must have been made durable before.
+    pub fn take(&mut self) -> (Blobs, Inodes) {
+        let blobs = std::mem::take(&mut self.known).into_iter().map(|(hash, known)| {
             let newest_first = known.places.into_iter().rev();
             let mut seen = HashSet::new();
             let mut places: Vec<Located> = newest_first.filter(|at| seen.insert(at.place.clone())).collect();
@@ -122,7 +124,26 @@ impl<'h, 'a> Placer<'h, 'a> {
             places.extend(known.staged);
             (hash, (known.size, places))
         });
-        (blobs.collect(), self.touched)
+        (blobs.collect(), std::mem::take(&mut self.touched))
+    }
+
+    /// Makes what was placed so far durable and records where it lies, so that a stop after this
+    /// costs nothing. Only for folders that no reader sees: `live` is what readers see now.
+    pub fn save(&mut self, live: &LiveFolders, shown: &str) -> Result<(), PublishError> {
+        let hands = self.hands;
+        hands.flush(&mut self.unsynced, &hands.sections, shown)?;
+        if self.known.is_empty() {
+            return Ok(());
+        }
+        let (blobs, touched) = self.take();
+        hands.commit("places", |b| record_places(b, hands, live, &blobs, &touched))?;
+        self.reader = hands.catalog.read()?;
+        Ok(())
+    }
+
+    /// Blobs that were looked at since the last [`Placer::save`].
+    pub fn pending(&self) -> usize {
+        self.known.len()
     }
 
     /// Whether the blob lies, proven, at this very place.
@@ -173,7 +194,7 @@ impl<'h, 'a> Placer<'h, 'a> {
 
     fn fill(&mut self, spot: &Spot<'_>, entry: &Entry) -> Result<Fingerprint, PublishError> {
         let hash = entry.hash.unwrap_or(BlobHash([0; 32]));
-        if let Some(print) = self.from_staging(spot, entry, &hash)? {
+        if let Some(print) = self.take_staged(spot, entry, &hash)? {
             return Ok(print);
         }
         let known = &self.known(&hash)?.places;
@@ -183,8 +204,9 @@ impl<'h, 'a> Placer<'h, 'a> {
         {
             return Ok(print);
         }
-        let all = self.known(&hash)?.places.clone();
-        self.by_copy(spot, entry, &hash, &all)
+        let oldest = self.known(&hash)?.places.iter().take(LINKS_TRIED_MAX);
+        let some: Vec<Located> = newest.into_iter().chain(oldest.cloned()).collect();
+        self.by_copy(spot, entry, &hash, &some)
     }
 
     /// Opens a place that still holds the blob; `None` when it does not.
@@ -197,7 +219,7 @@ impl<'h, 'a> Placer<'h, 'a> {
         fits.then_some((file, print))
     }
 
-    fn from_staging(
+    fn take_staged(
         &mut self,
         spot: &Spot<'_>,
         entry: &Entry,

@@ -3,7 +3,7 @@
 //! Invariant: planning writes nothing, and it fails when publishing would lose a local change. So a
 //! refusal leaves the lake exactly as it was.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 
 use sluice_protocol::manifest::{Entry, EntryKind, Section};
 use sluice_protocol::path::LakePath;
@@ -12,13 +12,14 @@ use sluice_protocol::stages::{Replace, grows_in_place, replace_of};
 use super::PublishError;
 use super::hands::{Hands, LIVE_LINK};
 use super::intent::{Intent, Spoiled};
-use super::old::{Old, entries_in, lake_path, section_place};
+use super::old::{Old, lake_path, listed_as, section_place};
 use super::place::Over;
 use crate::blobs::{Fit, compare, prove_place};
 use crate::catalog::{LiveRecord, LiveSection, Lookup, Reader};
 use crate::durable::Kind;
 use crate::lake::Place;
-use crate::verify::{Verified, VerifiedSection};
+use crate::verify::diff::{Changes, changes, manifest_of};
+use crate::verify::{Verified, VerifiedSection, VerifyError, entries_of};
 
 /// How a section is published.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -44,7 +45,7 @@ pub(super) struct SectionPlan<'v> {
     pub how: How,
     /// Name below `.sluice/sections`; none until one is chosen.
     pub folder: Option<String>,
-    /// All entries: for a new folder, for shallow sections and for one that is the whole lake.
+    /// All entries of a shallow section or one that is the whole lake: their names are seen outside it.
     pub entries: Vec<Entry>,
     /// What a growing section gets.
     pub additions: Vec<Addition>,
@@ -52,8 +53,8 @@ pub(super) struct SectionPlan<'v> {
 
 pub(super) struct Plan<'v> {
     pub sections: Vec<SectionPlan<'v>>,
-    /// Lake paths of files whose section folder is not live any more.
-    pub retired: BTreeSet<LakePath>,
+    /// Published sections whose folder is not live any more.
+    pub retired: Vec<Section>,
     pub spoiled: Vec<Spoiled>,
 }
 
@@ -78,13 +79,15 @@ pub(super) fn plan<'v>(
     intent: Option<&Intent>,
 ) -> Result<Plan<'v>, PublishError> {
     let spoiled = intent.map(|i| i.spoiled_for(verified.snapshot())).unwrap_or_default();
+    let before = live.map(|l| manifest_of(reader, &hands.space, l.snapshot)).transpose()?.flatten();
     let mut sections = Vec::new();
     let mut staying: BTreeSet<&str> = BTreeSet::new();
     for v in verified.sections() {
         let old = live.and_then(|l| l.sections.iter().find(|s| s.path == v.section.path));
         let folder = intent.and_then(|i| i.folder_for(verified.snapshot(), v.section.path.as_ref()));
         let old = old.filter(|o| spoiled.iter().all(|s| s.folder != o.folder));
-        let plan = plan_section(hands, reader, v, old.zip(live), folder)?;
+        let listed = old.and_then(|o| listed_as(before.as_ref(), o));
+        let plan = plan_section(hands, reader, v, old, listed, folder)?;
         if plan.how != How::Made
             && let Some(old) = old
         {
@@ -92,15 +95,11 @@ pub(super) fn plan<'v>(
         }
         sections.push(plan);
     }
-    let mut retired = BTreeSet::new();
-    for (record, section) in live.iter().flat_map(|l| l.sections.iter().map(move |s| (l, s))) {
-        if !staying.contains(section.folder.as_str()) {
-            let old = Old::load(reader, &hands.space, record, section)?;
-            old.check(hands, reader, &spoiled)?;
-            for entry in old.entries.iter().flatten().filter(|e| e.kind == EntryKind::File) {
-                retired.insert(lake_path(section.path.as_ref(), &entry.path)?);
-            }
-        }
+    let mut retired = Vec::new();
+    for section in live.iter().flat_map(|l| &l.sections).filter(|s| !staying.contains(s.folder.as_str())) {
+        let old = Old::load(hands, reader, before.as_ref(), section)?;
+        old.check(reader, &spoiled)?;
+        retired.extend(old.listed);
     }
     let plan = Plan { sections, retired, spoiled };
     check_tops(hands, &top_names(&plan.sections)?)?;
@@ -111,65 +110,53 @@ fn plan_section<'v>(
     hands: &Hands<'_>,
     reader: &Reader,
     v: &'v VerifiedSection,
-    old: Option<(&LiveSection, &LiveRecord)>,
+    old: Option<&LiveSection>,
+    listed: Option<&Section>,
     chosen: Option<&str>,
 ) -> Result<SectionPlan<'v>, PublishError> {
     let section = &v.section;
-    let same_shape = old.filter(|(o, _)| o.kind == section.kind && o.shallow == section.shallow);
-    if let Some((old, _)) = same_shape
-        && old.tree == section.tree.page
-        && hands.sections.open(&old.folder).is_ok()
-    {
-        let named = section.shallow || section.path.is_none();
-        let entries = if named { entries(hands, reader, v)? } else { vec![] };
-        let folder = Some(old.folder.clone());
-        return Ok(SectionPlan { section, how: How::Kept, folder, entries, additions: vec![] });
-    }
-    let entries = entries(hands, reader, v)?;
-    if let Some((old, live)) = same_shape
-        && grows_in_place(section.kind)
+    let unreadable = |e: VerifyError| unreadable(section, &e);
+    let outside = section.shallow || section.path.is_none();
+    let all = || entries_of(reader, &hands.space, section).map_err(unreadable);
+    let entries = if outside { all()? } else { vec![] };
+    let chosen = chosen.map(str::to_string);
+    let mut plan = SectionPlan { section, how: How::Made, folder: chosen, entries, additions: vec![] };
+    let same_shape = |o: &&LiveSection| o.kind == section.kind && o.shallow == section.shallow;
+    let Some(old) = old.filter(same_shape).filter(|o| hands.sections.open(&o.folder).is_ok()) else {
+        return Ok(plan);
+    };
+    if old.tree == section.tree.page {
+        (plan.how, plan.folder) = (How::Kept, Some(old.folder.clone()));
+    } else if grows_in_place(section.kind)
         && !section.shallow
-        && let Some(before) = entries_in(reader, &hands.space, live.snapshot, section.path.as_ref())?
-        && let Some(added) = added(section, &before, &entries)
-        && hands.sections.open(&old.folder).is_ok()
+        && let Some(listed) = listed
+        && let Some(added) = added(section, changes(reader, &hands.space, Some(listed), section).map_err(unreadable)?)
     {
-        let additions = additions(hands, reader, section, &old.folder, added)?;
-        let folder = Some(old.folder.clone());
-        return Ok(SectionPlan { section, how: How::Grown, folder, entries: vec![], additions });
+        plan.additions = additions(hands, reader, section, &old.folder, added)?;
+        (plan.how, plan.folder) = (How::Grown, Some(old.folder.clone()));
     }
-    let folder = chosen.map(str::to_string);
-    Ok(SectionPlan { section, how: How::Made, folder, entries, additions: vec![] })
+    Ok(plan)
 }
 
-fn entries(hands: &Hands<'_>, reader: &Reader, v: &VerifiedSection) -> Result<Vec<Entry>, PublishError> {
-    match &v.entries {
-        Some(entries) => Ok(entries.clone()),
-        None => crate::verify::entries_of(reader, &hands.space, &v.section)
-            .map_err(|e| PublishError::Entries { section: v.section.name().to_string(), cause: e.to_string() }),
-    }
+pub(super) fn unreadable(section: &Section, e: &VerifyError) -> PublishError {
+    PublishError::Entries { section: section.name().to_string(), cause: e.to_string() }
 }
 
-/// The entries that `new` has beyond `old`, with whether each replaces a pointer; `None` when `new`
-/// takes something away or changes what is written once.
-fn added<'e>(section: &Section, old: &[Entry], new: &'e [Entry]) -> Option<Vec<(&'e Entry, bool)>> {
-    let before: BTreeMap<&LakePath, &Entry> = old.iter().map(|e| (&e.path, e)).collect();
-    let mut kept = 0;
-    let mut added = Vec::new();
-    for entry in new {
-        match before.get(&entry.path) {
-            None => added.push((entry, false)),
-            Some(same) if *same == entry => kept += 1,
-            Some(other) => {
-                let files = (entry.kind, other.kind) == (EntryKind::File, EntryKind::File);
-                if !files || replace_of(section.kind, &entry.path) != Replace::Pointer {
-                    return None;
-                }
-                kept += 1;
-                added.push((entry, true));
-            }
+/// What comes, with whether it replaces a pointer; `None` when something goes, or changes that is
+/// written once.
+fn added(section: &Section, changes: Changes) -> Option<Vec<(Entry, bool)>> {
+    let is_pointer = |e: &Entry| {
+        e.kind == EntryKind::File && replace_of(section.kind, &e.path) == Replace::Pointer
+    };
+    let find = |path: &LakePath| changes.come.binary_search_by(|c| c.path.cmp(path)).ok();
+    for gone in &changes.gone {
+        let new = find(&gone.path).map(|i| &changes.come[i]);
+        if !(is_pointer(gone) && new.is_some_and(is_pointer)) {
+            return None;
         }
     }
-    (kept == old.len()).then_some(added)
+    let replaced = |e: &Entry| changes.gone.binary_search_by(|g| g.path.cmp(&e.path)).is_ok();
+    Some(changes.come.iter().map(|e| (e.clone(), replaced(e))).collect())
 }
 
 /// Which of the added entries are still to be placed, each after a look at what has its name.
@@ -178,7 +165,7 @@ fn additions(
     reader: &Reader,
     section: &Section,
     folder: &str,
-    added: Vec<(&Entry, bool)>,
+    added: Vec<(Entry, bool)>,
 ) -> Result<Vec<Addition>, PublishError> {
     let mut out = Vec::new();
     for (entry, pointer) in added {
@@ -198,7 +185,7 @@ fn additions(
             if pointer {
                 return Err(diverged("was removed"));
             }
-            out.push(Addition { entry: entry.clone(), over: Over::Nothing, here: false });
+            out.push(Addition { entry, over: Over::Nothing, here: false });
             continue;
         };
         // An earlier, unfinished run may have placed it.
@@ -211,7 +198,7 @@ fn additions(
         };
         if here {
             let over = if pointer { Over::Pointer } else { Over::Nothing };
-            out.push(Addition { entry: entry.clone(), over, here: true });
+            out.push(Addition { entry, over, here: true });
         } else if pointer {
             let known = reader.file(&hands.space, &lake_path(section.path.as_ref(), &entry.path)?)?;
             let ours = known.is_some_and(|k| {
@@ -221,7 +208,7 @@ fn additions(
             if !ours {
                 return Err(diverged("was changed here"));
             }
-            out.push(Addition { entry: entry.clone(), over: Over::Pointer, here: false });
+            out.push(Addition { entry, over: Over::Pointer, here: false });
         } else {
             return Err(diverged("was added here"));
         }

@@ -13,7 +13,7 @@ use sluice_protocol::manifest::SectionKind;
 use sluice_protocol::path::LakePath;
 use sluice_protocol::sections::{FolderNames, kind_by_contents, kind_by_name};
 
-use super::walk::{Folder, Tree};
+use super::walk::Tree;
 use super::{Item, Report, SectionEntries, Skip, What};
 
 /// The kind that the contents of a folder prove.
@@ -26,11 +26,11 @@ pub(crate) fn proven_kind(tree: &Tree, index: usize) -> Option<SectionKind> {
 
 /// All sections, sorted by folder.
 pub(super) fn sections(
-    tree: &Tree,
+    tree: Tree,
     decreed: &BTreeMap<LakePath, SectionKind>,
     report: &mut Report,
 ) -> Vec<SectionEntries> {
-    let mut kinds: Vec<Option<SectionKind>> = (1..tree.0.len()).map(|i| proven_kind(tree, i)).collect();
+    let mut kinds: Vec<Option<SectionKind>> = (1..tree.0.len()).map(|i| proven_kind(&tree, i)).collect();
     kinds.insert(0, None);
     let mut used = BTreeSet::new();
     for (folder, kind) in tree.0.iter().zip(&mut kinds) {
@@ -55,7 +55,8 @@ pub(super) fn sections(
 }
 
 struct Cut<'a> {
-    tree: &'a Tree,
+    /// Emptied as its things move into sections: a lake may hold millions.
+    tree: Tree,
     kinds: Vec<Option<SectionKind>>,
     holds_section: Vec<bool>,
     sections: Vec<SectionEntries>,
@@ -65,60 +66,63 @@ struct Cut<'a> {
 impl Cut<'_> {
     /// Cuts up a mixed folder. The depth of a path is bounded, and with it the recursion.
     fn mixed(&mut self, index: usize) {
-        let folder = &self.tree.0[index];
-        let mut shallow = SectionEntries::new(SectionKind::Files, folder.path.clone(), true);
-        self.take(folder, &mut shallow);
+        let mut shallow = SectionEntries::new(SectionKind::Files, self.tree.0[index].path.clone(), true);
+        self.take(index, &mut shallow);
         if !shallow.items.is_empty() {
-            shallow.items.sort_by(|a, b| a.path.cmp(&b.path));
+            shallow.items.sort_unstable_by(|a, b| a.path.cmp(&b.path));
             self.sections.push(shallow);
         }
-        for child in &folder.folders {
-            match self.kinds[*child] {
-                Some(kind) => self.deep(*child, kind),
-                None if self.holds_section[*child] => self.mixed(*child),
-                None => self.deep(*child, kind_by_name(self.tree.0[*child].name())),
+        for child in std::mem::take(&mut self.tree.0[index].folders) {
+            match self.kinds[child] {
+                Some(kind) => self.deep(child, kind),
+                None if self.holds_section[child] => self.mixed(child),
+                None => self.deep(child, kind_by_name(self.tree.0[child].name())),
             }
         }
     }
 
     fn deep(&mut self, index: usize, kind: SectionKind) {
-        let root = &self.tree.0[index].path;
-        let mut section = SectionEntries::new(kind, root.clone(), false);
-        let mut todo = vec![index];
-        while let Some(at) = todo.pop() {
-            let folder = &self.tree.0[at];
-            self.take(folder, &mut section);
-            let empty = folder.files.is_empty() && folder.links.is_empty() && folder.folders.is_empty();
-            if empty
-                && at != index
-                && let Some(path) = &folder.path
-            {
-                self.add(path, What::Folder { mode: folder.mode }, &mut section);
-            }
-            todo.extend(&folder.folders);
+        let mut section = SectionEntries::new(kind, self.tree.0[index].path.clone(), false);
+        let mut below = vec![index];
+        let mut seen = 0;
+        while let Some(folder) = below.get(seen).map(|i| &self.tree.0[*i]) {
+            below.extend(folder.folders.clone());
+            seen += 1;
         }
-        section.items.sort_by(|a, b| a.path.cmp(&b.path));
+        let things = |i: &usize| self.tree.0[*i].files.len() + self.tree.0[*i].links.len();
+        section.items.reserve_exact(below.iter().map(things).sum());
+        for at in below {
+            let folder = &self.tree.0[at];
+            let empty = folder.files.is_empty() && folder.links.is_empty() && folder.folders.is_empty();
+            if empty && at != index {
+                let (path, mode) = (folder.path.clone().expect(CHECKED), folder.mode);
+                self.add(&path, What::Folder { mode }, &mut section);
+            }
+            self.take(at, &mut section);
+        }
+        section.items.sort_unstable_by(|a, b| a.path.cmp(&b.path));
         self.sections.push(section);
     }
 
-    /// The files and links directly in a folder.
-    fn take(&mut self, folder: &Folder, section: &mut SectionEntries) {
-        let path = |name: &str| match &folder.path {
-            None => LakePath::parse(name),
-            Some(above) => above.child(name),
+    /// Moves the files and links directly in a folder.
+    fn take(&mut self, index: usize, section: &mut SectionEntries) {
+        let folder = &mut self.tree.0[index];
+        let (files, links) = (std::mem::take(&mut folder.files), std::mem::take(&mut folder.links));
+        let above = folder.path.clone();
+        let path = |name: &str| match &above {
+            None => LakePath::parse(name).expect(CHECKED),
+            Some(above) => above.child(name).expect(CHECKED),
         };
-        for file in &folder.files {
-            let what = What::File { print: file.print.clone(), mode: file.mode, hash: file.hash };
-            self.add(&path(&file.name).expect(CHECKED), what, section);
+        for file in files {
+            let what = What::File { print: file.print, mode: file.mode, hash: None };
+            self.add(&path(&file.name), what, section);
         }
-        for (name, target) in &folder.links {
-            let what = What::Link { target: target.clone() };
-            self.add(&path(name).expect(CHECKED), what, section);
+        for (name, target) in links {
+            self.add(&path(&name), What::Link { target }, section);
         }
     }
 
-    /// Adds one thing, if what is left of its path below the section is a path of its own: `a/c:/x`
-    /// is one, `c:/x` is not.
+    /// Adds one thing, if what is left of its path below the section is a path of its own.
     fn add(&mut self, path: &LakePath, what: What, section: &mut SectionEntries) {
         let below = match &section.path {
             None => Some(path.clone()),
@@ -126,7 +130,10 @@ impl Cut<'_> {
         };
         match below {
             Some(path) => section.items.push(Item { path, what }),
-            None => self.report.skipped.push(Skip::new(path, "its name cannot travel from its section's folder")),
+            None => {
+                let reason = "its name cannot travel from its section's folder";
+                self.report.skipped.push(Skip::new(path, reason));
+            }
         }
     }
 }

@@ -8,6 +8,7 @@
 //! Invariant: everything in the lake is in the result, or is reported as skipped with the reason,
 //! or is a file that its table format does not count to the kept versions. No link is followed.
 
+pub(crate) mod known;
 pub(crate) mod layout;
 mod links;
 mod names;
@@ -97,6 +98,8 @@ pub struct Entries {
     pub started_ns: i64,
     /// The snapshot before, from the options.
     pub previous: Option<Previous>,
+    /// How many files the catalog had a record of, if all of them are in the sections.
+    pub(crate) recorded: Option<u64>,
 }
 
 impl Entries {
@@ -221,23 +224,24 @@ pub fn scan(
     let started_ns = now_ns();
     let reader = catalog.read()?;
     let mut report = Report::default();
-    let tree = walk::walk(lake, space, &reader, &mut report, watch)?;
+    let tree = walk::walk(lake, &mut report, watch)?;
     names::collisions(&tree, &mut report);
-    let mut sections = layout::sections(&tree, &options.sections, &mut report);
     if let Some(kind) = tree.top_is_table()
         && !options.opaque
     {
         return Err(ScanError::TableAtTop { lake: lake.root().display().to_string(), kind });
     }
-    drop(tree);
+    let mut sections = layout::sections(tree, &options.sections, &mut report);
+    let met = known::fill(&reader, space, &mut sections)?;
     let capture = tables::Capture { lake, space, catalog: &reader, options, readers, watch };
     capture.all(&mut sections, &mut report)?;
     report.skipped.sort_by(|a, b| a.path.cmp(&b.path));
     for note in &report.notes {
         watch.note(format!("`{}`: {}", note.path, note.reason));
     }
-    let Report { skipped, notes } = report;
-    Ok(Entries { sections, skipped, notes, started_ns, previous: options.previous })
+    let Report { skipped, notes, doubt } = report;
+    let recorded = (!doubt).then_some(met);
+    Ok(Entries { sections, skipped, notes, started_ns, previous: options.previous, recorded })
 }
 
 /// What a scan has to say besides its entries.
@@ -245,6 +249,8 @@ pub fn scan(
 pub(crate) struct Report {
     pub skipped: Vec<Skip>,
     pub notes: Vec<Skip>,
+    /// Files with a record may have been left out of their table.
+    pub doubt: bool,
 }
 
 /// The clock that file times are compared with, in nanoseconds since the Unix epoch.

@@ -15,7 +15,8 @@ use sluice_protocol::path::LakePath;
 use sluice_protocol::stages::is_regenerated;
 use sluice_protocol::tree::read_tree;
 
-use super::walk::{known, stat_file};
+use super::known::known;
+use super::walk::stat_file;
 use super::{Item, Previous, Report, ScanError, ScanOptions, SectionEntries, Skip, What};
 use crate::catalog::{CatalogError, Lookup, Reader};
 use crate::lake::{Lake, Place};
@@ -49,6 +50,8 @@ impl Capture<'_> {
                 section.items.retain(|i| !is_regenerated(section.kind, &i.path));
                 kept.push(section);
             } else {
+                let new = |i: &Item| matches!(i.what, What::File { hash: None, .. });
+                report.doubt |= section.items.iter().any(new);
                 kept.extend(self.table(section, report)?);
             }
         }

@@ -13,13 +13,11 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use rayon::prelude::*;
 use rustix::fs::{AtFlags, FileType, Mode, OFlags, Stat};
-use sluice_protocol::ids::{BlobHash, SpaceId};
 use sluice_protocol::limits::{ENTRIES_MAX, FILE_BYTES_MAX};
 use sluice_protocol::manifest::SectionKind;
 use sluice_protocol::path::{LakePath, OWN_FOLDER};
 
-use super::{Report, ScanError, Skip, is_unsettled, layout, links};
-use crate::catalog::{CatalogError, Lookup, Reader};
+use super::{Report, ScanError, Skip, layout, links};
 use crate::lake::{Fingerprint, Lake, open_folder};
 use crate::watch::Watch;
 
@@ -33,8 +31,6 @@ pub(crate) struct FileSeen {
     pub print: Fingerprint,
     /// Permission bits.
     pub mode: u32,
-    /// Its bytes, if the catalog knows this fingerprint.
-    pub hash: Option<BlobHash>,
 }
 
 /// A folder of the lake and what lies directly in it, sorted by name.
@@ -80,22 +76,14 @@ enum Seen {
 
 struct Walker<'a> {
     lake: &'a Lake,
-    space: &'a SpaceId,
-    catalog: &'a Reader,
     watch: &'a dyn Watch,
     names: AtomicU64,
     bytes: AtomicU64,
 }
 
 /// Walks the whole lake.
-pub(crate) fn walk(
-    lake: &Lake,
-    space: &SpaceId,
-    catalog: &Reader,
-    report: &mut Report,
-    watch: &dyn Watch,
-) -> Result<Tree, ScanError> {
-    let walker = Walker { lake, space, catalog, watch, names: AtomicU64::new(0), bytes: AtomicU64::new(0) };
+pub(crate) fn walk(lake: &Lake, report: &mut Report, watch: &dyn Watch) -> Result<Tree, ScanError> {
+    let walker = Walker { lake, watch, names: AtomicU64::new(0), bytes: AtomicU64::new(0) };
     let mut tree = vec![Folder::default()];
     let mut level = 0..1;
     while !level.is_empty() {
@@ -141,11 +129,8 @@ impl Walker<'_> {
         if total > ENTRIES_MAX {
             return Err(ScanError::TooMany { limit: ENTRIES_MAX });
         }
-        let seen: Vec<Seen> = names
-            .par_iter()
-            .with_min_len(NAMES_PER_TASK)
-            .map(|name| self.name(&dir, folder, name))
-            .collect::<Result<_, _>>()?;
+        let seen: Vec<Seen> =
+            names.par_iter().with_min_len(NAMES_PER_TASK).map(|name| self.name(&dir, folder, name)).collect();
         let bytes = self.bytes.load(Ordering::Relaxed);
         self.watch.amount("scan", total, total, bytes, bytes);
         Ok(seen)
@@ -169,55 +154,41 @@ impl Walker<'_> {
         Ok((dir, names))
     }
 
-    fn name(&self, dir: &cap_std::fs::Dir, folder: &Folder, name: &CStr) -> Result<Seen, ScanError> {
+    fn name(&self, dir: &cap_std::fs::Dir, folder: &Folder, name: &CStr) -> Seen {
         if folder.path.is_none() && name.to_bytes() == OWN_FOLDER.as_bytes() {
-            return Ok(Seen::Nothing);
+            return Seen::Nothing;
         }
         let path = match lake_path(folder, name) {
             Ok(path) => path,
-            Err(skip) => return Ok(Seen::Skipped(skip)),
+            Err(skip) => return Seen::Skipped(skip),
         };
         let stat = match rustix::fs::statat(dir.as_fd(), name, AtFlags::SYMLINK_NOFOLLOW) {
             Ok(stat) => stat,
             // It went away since the folder was read: it is not in the lake.
-            Err(rustix::io::Errno::NOENT) => return Ok(Seen::Nothing),
-            Err(e) => return Ok(Seen::Skipped(Skip::new(path, std::io::Error::from(e)))),
+            Err(rustix::io::Errno::NOENT) => return Seen::Nothing,
+            Err(e) => return Seen::Skipped(Skip::new(path, std::io::Error::from(e))),
         };
         let mode = stat.st_mode & 0o777;
-        Ok(match FileType::from_raw_mode(stat.st_mode) {
-            FileType::RegularFile => return self.file(path, &stat),
+        match FileType::from_raw_mode(stat.st_mode) {
+            FileType::RegularFile => self.file(path, &stat),
             FileType::Directory => Seen::Folder(path, mode),
             FileType::Symlink => match links::check(self.lake, dir, &path) {
                 Ok(target) => Seen::Link(path.file_name().into(), target),
                 Err(reason) => Seen::Skipped(Skip::new(path, reason)),
             },
             other => Seen::Skipped(Skip::new(path, special(other))),
-        })
+        }
     }
 
-    fn file(&self, path: LakePath, stat: &Stat) -> Result<Seen, ScanError> {
+    fn file(&self, path: LakePath, stat: &Stat) -> Seen {
         let print = print_of(stat);
         if print.size > FILE_BYTES_MAX {
             let reason = format!("it is larger than {FILE_BYTES_MAX} bytes, the most that a file may have");
-            return Ok(Seen::Skipped(Skip::new(path, reason)));
+            return Seen::Skipped(Skip::new(path, reason));
         }
         self.bytes.fetch_add(print.size, Ordering::Relaxed);
-        let hash = known(self.catalog, self.space, &path, &print)?;
-        Ok(Seen::File(FileSeen { name: path.file_name().into(), print, mode: stat.st_mode & 0o777, hash }))
+        Seen::File(FileSeen { name: path.file_name().into(), print, mode: stat.st_mode & 0o777 })
     }
-}
-
-/// The hash of a file whose fingerprint the catalog knows. A blob that lost all its places (it was
-/// found damaged) is unknown, so that its file is read again.
-pub(crate) fn known(
-    catalog: &Reader,
-    space: &SpaceId,
-    path: &LakePath,
-    print: &Fingerprint,
-) -> Result<Option<BlobHash>, CatalogError> {
-    let Some(record) = catalog.file(space, path)? else { return Ok(None) };
-    let same = record.print == *print && !is_unsettled(print);
-    Ok((same && catalog.has_blob(space, &record.hash)?).then_some(record.hash))
 }
 
 /// The fingerprint of a file from its `stat`: the same as [`Fingerprint::of`] gives.

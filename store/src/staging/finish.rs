@@ -8,13 +8,12 @@ use std::fs::{self, File};
 use std::io::{self, Write};
 use std::path::Path;
 
-use rayon::prelude::*;
 use sluice_protocol::ids::BlobHash;
 use sluice_protocol::limits::GROUP_BYTES;
 
 use super::{Staged, Staging, StagingError, lock, part_name, part_place, tree_name};
-use crate::blobs::{GROUPS, digest};
 use crate::catalog::Located;
+use crate::chunk::digest_file;
 use crate::durable::set_mode;
 use crate::lake::{Fingerprint, Lake};
 
@@ -26,7 +25,7 @@ const COPY_BYTES: usize = 1024 * 1024;
 const DONE_MODE: u32 = 0o600;
 
 /// The tree of a proven blob.
-enum Tree {
+pub(super) enum Tree {
     /// No tree: the blob is one group.
     None,
     Bytes(Vec<u8>),
@@ -35,11 +34,11 @@ enum Tree {
 }
 
 /// A blob that is proven and durable, and not recorded yet.
-struct Proven {
-    hash: BlobHash,
-    size: u64,
-    print: Fingerprint,
-    tree: Tree,
+pub(super) struct Proven {
+    pub hash: BlobHash,
+    pub size: u64,
+    pub print: Fingerprint,
+    pub tree: Tree,
 }
 
 impl Staged {
@@ -61,11 +60,11 @@ impl Staged {
         let tree = if received {
             self.keep_received_tree()?
         } else {
-            let (root, outboard) = digest(&inner.part, inner.size).map_err(failed)?;
-            if root != inner.hash {
+            let found = digest_file(&inner.part, inner.size, false).map_err(failed)?;
+            if found.hash != inner.hash {
                 return Err(self.reject(copied)?);
             }
-            self.keep_tree(outboard)?
+            self.keep_tree(found.outboard)?
         };
         set_mode(&inner.part, DONE_MODE).map_err(failed)?;
         inner.part.sync_all().map_err(|e| self.full_or(e))?;
@@ -151,8 +150,8 @@ impl Staging {
         let mut failed = Vec::new();
         let mut proven = Vec::new();
         let open: Vec<&Staged> = blobs.iter().filter(|s| !lock(&s.0.state).finished).collect();
-        let results: Vec<_> = open.par_iter().map(|s| (s.0.hash, s.prove())).collect();
-        for (hash, result) in results {
+        // One after the other: a digest is parallel inside, and bounds its memory that way.
+        for (hash, result) in open.iter().map(|s| (s.0.hash, s.prove())) {
             match result {
                 Ok(p) => proven.push(p),
                 Err(e) => failed.push((hash, e)),
@@ -167,51 +166,8 @@ impl Staging {
         Ok(failed)
     }
 
-    /// Takes in small blobs that are in memory, whole: one barrier and one commit for all of them.
-    ///
-    /// Returns the hashes whose bytes are not what they should be; those are not taken in.
-    pub fn put_whole(&self, blobs: &[(BlobHash, &[u8])]) -> Result<Vec<BlobHash>, StagingError> {
-        let shared = &self.0;
-        let checked: Vec<_> = blobs
-            .par_iter()
-            .map(|(hash, bytes)| {
-                let (root, tree) = digest_bytes(bytes);
-                (*hash, *bytes, (root == *hash).then_some(tree))
-            })
-            .collect();
-        let mut wrong = Vec::new();
-        let mut written = Vec::new();
-        for (hash, bytes, tree) in checked {
-            let Some(tree) = tree else {
-                wrong.push(hash);
-                continue;
-            };
-            let name = part_name(&hash);
-            let full_or = |e| shared.full_or(&hash, bytes.len() as u64, e);
-            // Never into an existing file: it may have a second, published name.
-            shared.folder.remove(&name).map_err(full_or)?;
-            let mut file = shared.folder.file_rw(&name, true).map_err(full_or)?;
-            file.write_all(bytes).map_err(full_or)?;
-            written.push((hash, bytes.len() as u64, file, tree));
-        }
-        let synced = match written.as_slice() {
-            [] => return Ok(wrong),
-            [one] => one.2.sync_all(),
-            _ => shared.folder.sync_all(),
-        };
-        synced.map_err(|e| shared.full_or(&written[0].0, written[0].1, e))?;
-        let mut proven = Vec::with_capacity(written.len());
-        for (hash, size, file, tree) in written {
-            let print = Lake::print_of(&file).map_err(|e| shared.failed(&part_name(&hash), e))?;
-            let tree = if tree.is_empty() { Tree::None } else { Tree::Bytes(tree) };
-            proven.push(Proven { hash, size, print, tree });
-        }
-        self.record(proven)?;
-        Ok(wrong)
-    }
-
     /// The one commit that says "complete".
-    fn record(&self, proven: Vec<Proven>) -> Result<(), StagingError> {
+    pub(super) fn record(&self, proven: Vec<Proven>) -> Result<(), StagingError> {
         if proven.is_empty() {
             return Ok(());
         }
@@ -240,12 +196,4 @@ impl Staging {
         }
         Ok(())
     }
-}
-
-fn digest_bytes(bytes: &[u8]) -> (BlobHash, Vec<u8>) {
-    if bytes.len() as u64 <= GROUP_BYTES {
-        return (BlobHash::of(bytes), Vec::new());
-    }
-    let made = bao_tree::io::outboard::PreOrderMemOutboard::create(bytes, GROUPS);
-    (BlobHash(*made.root.as_bytes()), made.data)
 }

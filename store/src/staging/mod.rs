@@ -305,6 +305,11 @@ fn reserve(file: &File, size: u64) -> io::Result<()> {
     if size == 0 {
         return Ok(());
     }
+    // Asked first: some file systems hand out all they have before they say that it is not enough.
+    let space = rustix::fs::fstatvfs(file)?;
+    if size > space.f_bavail.saturating_mul(space.f_frsize) {
+        return Err(io::ErrorKind::StorageFull.into());
+    }
     match rustix::fs::fallocate(file, rustix::fs::FallocateFlags::empty(), 0, size) {
         Ok(()) => Ok(()),
         Err(rustix::io::Errno::OPNOTSUPP | rustix::io::Errno::NOSYS) => file.set_len(size),

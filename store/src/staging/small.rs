@@ -3,59 +3,57 @@
 //! Invariant: as for large ones, bytes and names are durable before the commit that calls the blobs
 //! complete. A kill before it costs the batch, which is bounded by whoever made it.
 
+use std::fs::File;
 use std::os::unix::fs::FileExt;
 
 use bytes::Bytes;
+use rayon::prelude::*;
 use sluice_protocol::ids::BlobHash;
-use sluice_protocol::limits::GROUP_BYTES;
 
-use super::{Staging, StagingError, part_name, part_place};
-use crate::catalog::{CatalogError, Located};
-use crate::lake::{Fingerprint, Lake};
+use super::finish::{Proven, Tree};
+use super::{Staging, StagingError, part_name};
+use crate::lake::Lake;
 use crate::outboard;
-
-struct Stored {
-    hash: BlobHash,
-    size: u64,
-    print: Fingerprint,
-    tree: Vec<u8>,
-}
 
 impl Staging {
     /// Stores whole blobs; each is hashed again, and one that is not what it is called fails all.
     pub fn put_small(&self, blobs: &[(BlobHash, Bytes)]) -> Result<(), StagingError> {
-        if blobs.is_empty() {
-            return Ok(());
-        }
-        let stored = blobs.iter().map(|(hash, bytes)| self.write_part(hash, bytes)).collect::<Result<Vec<_>, _>>()?;
+        let trees: Vec<Vec<u8>> = blobs.par_iter().map(check).collect::<Result<_, _>>()?;
         let shared = &self.0;
-        shared.folder.sync_all().map_err(|e| shared.failed("", e))?;
-        shared.catalog.write(|b| -> Result<(), CatalogError> {
-            for blob in stored {
-                if blob.size > GROUP_BYTES {
-                    b.put_outboard(&blob.hash, &blob.tree)?;
-                }
-                let at = Located { place: part_place(&blob.hash), print: blob.print, unknown: Default::default() };
-                b.add_place(&shared.space, &blob.hash, blob.size, at)?;
-                b.remove_staging(&shared.space, &blob.hash)?;
-            }
-            Ok(())
-        })?;
-        Ok(())
+        let mut written = Vec::with_capacity(blobs.len());
+        for ((hash, bytes), tree) in blobs.iter().zip(trees) {
+            written.push((*hash, bytes.len() as u64, self.write_part(hash, bytes)?, tree));
+        }
+        let synced = match written.as_slice() {
+            [] => return Ok(()),
+            [(_, _, file, _)] => file.sync_all(),
+            _ => shared.folder.sync_all(),
+        };
+        synced.map_err(|e| shared.full_or(&written[0].0, written[0].1, e))?;
+        let mut proven = Vec::with_capacity(written.len());
+        for (hash, size, file, tree) in written {
+            let print = Lake::print_of(&file).map_err(|e| shared.failed(&part_name(&hash), e))?;
+            let tree = if tree.is_empty() { Tree::None } else { Tree::Bytes(tree) };
+            proven.push(Proven { hash, size, print, tree });
+        }
+        self.record(proven)
     }
 
-    fn write_part(&self, hash: &BlobHash, bytes: &[u8]) -> Result<Stored, StagingError> {
-        let (root, tree) = outboard::of_bytes(bytes);
-        if root != *hash {
-            return Err(StagingError::Damaged { hash: *hash });
-        }
-        let (shared, name, size) = (&self.0, part_name(hash), bytes.len() as u64);
-        let failed = |e| shared.full_or(hash, size, e);
+    fn write_part(&self, hash: &BlobHash, bytes: &[u8]) -> Result<File, StagingError> {
+        let (shared, name) = (&self.0, part_name(hash));
+        let failed = |e| shared.full_or(hash, bytes.len() as u64, e);
+        // Never into a file that is there: it may have a second, published name.
+        shared.folder.remove(&name).map_err(failed)?;
         let file = shared.folder.file_rw(&name, true).map_err(failed)?;
-        file.set_len(0).and_then(|()| file.write_all_at(bytes, 0)).map_err(failed)?;
-        let print = Lake::print_of(&file).map_err(failed)?;
-        Ok(Stored { hash: *hash, size, print, tree })
+        file.write_all_at(bytes, 0).map_err(failed)?;
+        Ok(file)
     }
+}
+
+/// The tree of a blob whose bytes are the ones it is named after.
+fn check((hash, bytes): &(BlobHash, Bytes)) -> Result<Vec<u8>, StagingError> {
+    let (root, tree) = outboard::of_bytes(bytes);
+    if root == *hash { Ok(tree) } else { Err(StagingError::Damaged { hash: *hash }) }
 }
 
 #[cfg(test)]

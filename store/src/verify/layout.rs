@@ -66,10 +66,12 @@ fn full_name(section: &Section, path: &LakePath) -> String {
 
 /// Checks that sections do not get into each other's way. The manifest has seen to it that no
 /// section lies inside a deep one, so only entries of shallow sections can meet another section.
-pub(super) fn check_between(sections: &[(&Section, &[Entry])]) -> Result<(), LayoutError> {
+///
+/// `shallow` holds the entries of the shallow ones among `sections`.
+pub(super) fn check_between(sections: &[&Section], shallow: &[(&Section, Vec<Entry>)]) -> Result<(), LayoutError> {
     let mut folders: HashSet<&str> = HashSet::new();
     let mut roots: HashSet<&str> = HashSet::new();
-    for path in sections.iter().filter_map(|(s, _)| s.path.as_ref()) {
+    for path in sections.iter().filter_map(|s| s.path.as_ref()) {
         roots.insert(path.as_str());
         let mut text = path.as_str();
         while folders.insert(text)
@@ -78,8 +80,8 @@ pub(super) fn check_between(sections: &[(&Section, &[Entry])]) -> Result<(), Lay
             text = above;
         }
     }
-    for (section, entries) in sections.iter().filter(|(s, _)| s.shallow) {
-        for entry in *entries {
+    for (section, entries) in shallow {
+        for entry in entries {
             let path = full_name(section, &entry.path);
             if entry.kind == EntryKind::Folder {
                 if roots.contains(path.as_str()) {
@@ -157,7 +159,7 @@ mod tests {
     fn sections_do_not_meet() {
         let top = section(None, true);
         let deep = section(Some("a/b"), false);
-        let check = |e: Entry| check_between(&[(&top, &[e]), (&deep, &[])]);
+        let check = |e: Entry| check_between(&[&top, &deep], &[(&top, vec![e])]);
         for clash in ["a", "a/b"] {
             let entry = entry(clash, EntryKind::File);
             assert!(matches!(check(entry), Err(LayoutError::FileAndFolder { .. })), "{clash}");

@@ -21,7 +21,7 @@ use sluice_protocol::path::LakePath;
 use sluice_protocol::stages::is_regenerated;
 
 use super::{Proof, entries_of, name_of, tables};
-use crate::blobs::{Fit, compare, prove_place};
+use crate::blobs::{BlobError, Fit, compare, prove_place};
 use crate::catalog::{Catalog, CatalogError, LiveRecord, LiveSection, Lookup, Reader};
 use crate::durable::{Folder, Kind, Seen};
 use crate::lake::{Lake, LakeError};
@@ -119,7 +119,7 @@ pub fn verify_live(
         lake,
         space,
         reader,
-        own: folder(lake.own().map_err(crate::blobs::BlobError::from)?).map_err(crate::blobs::BlobError::from)?,
+        own: folder(lake.own().map_err(BlobError::from)?).map_err(BlobError::from)?,
         deep,
         watch,
         bytes_done: AtomicU64::new(0),
@@ -180,8 +180,9 @@ impl Live<'_> {
         let mut found = Found::new();
         let folder = self.own.open(SECTIONS_FOLDER).and_then(|f| f.open(&section.folder));
         let walked = folder.and_then(|f| {
-            walk(&f, "", &mut |path, seen, text| {
+            walk(&f, "", &mut |(path, seen, text)| {
                 found.insert(path, (seen, text));
+                true
             })
         });
         if let Err(e) = walked {
@@ -219,7 +220,8 @@ impl Live<'_> {
         match entry.kind {
             EntryKind::Folder if section.shallow => Ok(None),
             EntryKind::Folder => {
-                let is = there.is_some_and(|(seen, _)| seen.kind == Kind::Folder);
+                let sections = self.own.open(SECTIONS_FOLDER).and_then(|f| f.open(&section.folder));
+                let is = sections.and_then(|f| f.descend(Some(&entry.path))).is_ok();
                 Ok((!is).then(|| "the folder is missing".to_string()))
             }
             EntryKind::Link => Ok(self.check_link(record, section, known, entry, there)),
@@ -301,9 +303,9 @@ impl Live<'_> {
         found: &Found,
         report: &mut Report,
     ) {
-        for (path, (seen, _)) in found {
+        for path in found.keys() {
             let listed = entries.binary_search_by(|e| e.path.as_str().cmp(path)).is_ok();
-            if listed || seen.kind == Kind::Folder {
+            if listed {
                 continue;
             }
             let parsed = LakePath::parse(path).ok();
@@ -332,11 +334,12 @@ impl Live<'_> {
             return Ok(());
         };
         let view = |entries: &[Entry]| {
-            let places = |path: &LakePath| section_place(&section.folder, path).ok();
-            ManifestView::of_places(self.lake, entries, &places)
+            let place = |path: &LakePath| section_place(&section.folder, path).ok();
+            let gone = || BlobError::Unknown(section.tree);
+            ManifestView::of_places(self.lake, entries, place).ok_or_else(gone)
         };
         let check = tables::Check { view: &view, annex: &annex, readers };
-        match check.prove(known, entries) {
+        match check.prove(known, &|| Ok(entries.to_vec())) {
             Ok(Proof::Proven(_)) => report.tables_proven += 1,
             Ok(Proof::Unproven(reason)) => report.unproven.push(format!("{}: {reason}", known.name())),
             Ok(_) => {}

@@ -7,21 +7,20 @@
 //!
 //! Invariant: [`Verified`] has no other maker, and `publish` takes nothing else.
 
+mod blobs;
+pub(crate) mod diff;
 mod layout;
 mod links;
 mod live;
 mod tables;
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 
-use rayon::prelude::*;
 use sluice_protocol::annex::{Annex, TableFacts};
 use sluice_protocol::codec::{CodecError, Document};
 use sluice_protocol::head::Head;
 use sluice_protocol::ids::{BlobHash, SnapshotId, SpaceId};
-use sluice_protocol::manifest::{Entry, EntryKind, Manifest, Section};
+use sluice_protocol::manifest::{Entry, Manifest, Section};
 use sluice_protocol::path::LakePath;
 use sluice_protocol::signed::Signed;
 use sluice_protocol::tree::{TreeError, read_tree};
@@ -31,15 +30,12 @@ pub use links::{LinkError, resolve as resolve_link};
 pub(crate) use links::relative;
 pub use live::{Problem, Report, verify_live};
 
-use crate::blobs::{BlobError, Fit, fit_of, settle};
+use crate::blobs::BlobError;
 use crate::catalog::{Catalog, CatalogError, LiveRecord, Lookup};
 use crate::lake::Lake;
 use crate::table::{TableError, TableReader};
 use crate::view::ManifestView;
 use crate::watch::Watch;
-
-/// Missing blobs that an error names.
-const NAMED_MAX: usize = 5;
 
 /// A version that transfer says has arrived: its metadata is in the catalog, its bytes are staged.
 #[derive(Debug, Clone)]
@@ -86,8 +82,6 @@ pub enum Proof {
 #[derive(Debug, Clone)]
 pub struct VerifiedSection {
     pub section: Section,
-    /// Sorted by path. None for an unchanged deep section.
-    pub entries: Option<Vec<Entry>>,
     pub proof: Proof,
 }
 
@@ -172,6 +166,8 @@ impl VerifyError {
 }
 
 /// Checks everything; see the module's page.
+///
+/// Entries are held for one section at a time.
 pub fn verify(
     lake: &Lake,
     catalog: &Catalog,
@@ -182,27 +178,63 @@ pub fn verify(
     let reader = catalog.read()?;
     let (manifest, annex) = documents(&reader, &received)?;
     let live = reader.live(&received.space)?;
-    let mut sections = Vec::new();
-    for section in manifest.sections.iter().filter(|s| received.takes(s)) {
-        sections.push(read_section(&reader, &received.space, section, live.as_ref(), readers)?);
-    }
+    let before = live.as_ref().map(|l| diff::manifest_of(&reader, &received.space, l.snapshot)).transpose()?.flatten();
+    let all: Vec<&Section> = manifest.sections.iter().filter(|s| received.takes(s)).collect();
+    let looks: Vec<Look> = all.iter().map(|s| look(s, live.as_ref(), readers)).collect();
+    check_layout(&reader, &received.space, &all, &looks)?;
     drop(reader);
-    check_layout(&sections)?;
-    check_blobs(lake, catalog, &received.space, &sections, watch)?;
-    let view = |entries: &[Entry]| {
-        let reader = catalog.read().map_err(BlobError::from)?;
-        ManifestView::new(lake, &reader, &received.space, entries)
-    };
+    let mut blobs = blobs::Check::new(lake, catalog, &received.space, watch);
+    for (section, _) in all.iter().zip(&looks).filter(|(_, look)| **look == Look::New) {
+        // What is published under the same path with the same bytes was checked when it was published.
+        let old = before.as_ref().and_then(|m| m.sections.iter().find(|s| s.path == section.path));
+        let old = old.filter(|o| live.as_ref().is_some_and(|l| l.sections.iter().any(|s| s.tree == o.tree.page)));
+        let fresh = diff::changes(&catalog.read()?, &received.space, old, section)?.come;
+        blobs.section(section, &fresh)?;
+    }
+    blobs.finish()?;
+    let view = |entries: &[Entry]| ManifestView::new(lake, catalog, &received.space, entries);
     let check = tables::Check { view: &view, annex: &annex, readers };
-    for s in &mut sections {
+    let mut sections = Vec::new();
+    for (section, look) in all.into_iter().zip(looks) {
         if watch.cancelled() {
             return Err(VerifyError::Cancelled);
         }
-        if s.proof != Proof::Unchanged {
-            s.proof = check.prove(&s.section, s.entries.as_deref().unwrap_or_default())?;
-        }
+        let entries = || Ok(entries_of(&catalog.read()?, &received.space, section)?);
+        let proof = match look {
+            Look::New | Look::OpenAgain => check.prove(section, &entries)?,
+            Look::Unchanged => Proof::Unchanged,
+            Look::StillUnproven(reason) => Proof::Unproven(reason),
+        };
+        sections.push(VerifiedSection { section: section.clone(), proof });
     }
     Ok(Verified { space: received.space, head: received.head, sections })
+}
+
+/// How much of a section has to be looked at.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Look {
+    New,
+    /// Published with the same tree.
+    Unchanged,
+    /// Published with the same tree, and nothing here can open it, as before; the reason.
+    StillUnproven(String),
+    /// Published with the same tree, unproven, and there is a reader now.
+    OpenAgain,
+}
+
+fn look(section: &Section, live: Option<&LiveRecord>, readers: &[Arc<dyn TableReader>]) -> Look {
+    let same = live.filter(|l| {
+        l.sections.iter().any(|s| {
+            (&s.path, s.kind, s.shallow, s.tree) == (&section.path, section.kind, section.shallow, section.tree.page)
+        })
+    });
+    let Some(live) = same else { return Look::New };
+    let prefix = format!("{}: ", section.name());
+    match live.unproven.iter().find_map(|u| u.strip_prefix(&prefix)) {
+        None => Look::Unchanged,
+        Some(_) if !section.state.opaque && readers.iter().any(|r| r.kind() == section.kind) => Look::OpenAgain,
+        Some(reason) => Look::StillUnproven(reason.to_string()),
+    }
 }
 
 /// The manifest and annex that the head names; the catalog checks bytes against hashes.
@@ -267,115 +299,25 @@ pub(crate) fn entries_of(
     }
 }
 
-/// Reads a section; one that is published with the same tree needs no second look.
-fn read_section(
+/// Reads every page of what is new and checks that all paths can lie in one folder tree.
+fn check_layout(
     reader: &impl Lookup,
     space: &SpaceId,
-    section: &Section,
-    live: Option<&LiveRecord>,
-    readers: &[Arc<dyn TableReader>],
-) -> Result<VerifiedSection, VerifyError> {
-    let same = live.is_some_and(|l| {
-        l.sections.iter().any(|s| {
-            (&s.path, s.kind, s.shallow, s.tree) == (&section.path, section.kind, section.shallow, section.tree.page)
-        })
-    });
-    // A table that no reader could open last time is opened when there is one now.
-    let open = live.is_some_and(|l| {
-        let prefix = format!("{}: ", section.name());
-        l.unproven.iter().any(|u| u.starts_with(&prefix))
-    });
-    let again = open && !section.state.opaque && readers.iter().any(|r| r.kind() == section.kind);
-    let unchanged = same && !again;
-    let reason = live.and_then(|l| {
-        let prefix = format!("{}: ", section.name());
-        l.unproven.iter().find_map(|u| u.strip_prefix(&prefix)).map(str::to_string)
-    });
-    let proof = match (unchanged, reason) {
-        (true, Some(reason)) => Proof::Unproven(reason),
-        (true, None) => Proof::Unchanged,
-        (false, _) => Proof::Files,
-    };
-    let entries =
-        if unchanged && !section.shallow { None } else { Some(entries_of(reader, space, section)?) };
-    Ok(VerifiedSection { section: section.clone(), entries, proof })
-}
-
-fn check_layout(sections: &[VerifiedSection]) -> Result<(), LayoutError> {
-    let with_entries: Vec<(&Section, &[Entry])> =
-        sections.iter().map(|s| (&s.section, s.entries.as_deref().unwrap_or_default())).collect();
-    for (section, entries) in &with_entries {
-        layout::check_section(section, entries)?;
-    }
-    layout::check_between(&with_entries)
-}
-
-/// Checks that every file's bytes are on this disk and proven.
-fn check_blobs(
-    lake: &Lake,
-    catalog: &Catalog,
-    space: &SpaceId,
-    sections: &[VerifiedSection],
-    watch: &dyn Watch,
+    sections: &[&Section],
+    looks: &[Look],
 ) -> Result<(), VerifyError> {
-    let mut wanted: BTreeMap<BlobHash, (u64, String)> = BTreeMap::new();
-    for s in sections.iter().filter(|s| !matches!(s.proof, Proof::Unchanged)) {
-        for entry in s.entries.iter().flatten().filter(|e| e.kind == EntryKind::File) {
-            let (Some(hash), path) = (entry.hash, name_of(&s.section, &entry.path)) else { continue };
-            let listed = wanted.entry(hash).or_insert_with(|| (entry.size, path.clone())).0;
-            if listed != entry.size {
-                return Err(VerifyError::OtherSize { path, hash, listed: entry.size, found: listed });
-            }
+    let mut shallow: Vec<(&Section, Vec<Entry>)> = Vec::new();
+    for (section, look) in sections.iter().zip(looks) {
+        if *look != Look::New && !section.shallow {
+            continue;
+        }
+        let entries = entries_of(reader, space, section)?;
+        layout::check_section(section, &entries)?;
+        if section.shallow {
+            shallow.push((section, entries));
         }
     }
-    let total = wanted.len() as u64;
-    let bytes: u64 = wanted.values().map(|(size, _)| size).sum();
-    let done = AtomicU64::new(0);
-    let wanted: Vec<(BlobHash, (u64, String))> = wanted.into_iter().collect();
-    let reader = catalog.read()?;
-    let checked: Result<Vec<Option<(BlobHash, String)>>, VerifyError> = wanted
-        .par_iter()
-        .map(|(hash, (size, path))| {
-            let n = done.fetch_add(1, Ordering::Relaxed);
-            if n.is_multiple_of(1024) {
-                watch.amount("verify", n, total, 0, bytes);
-                if watch.cancelled() {
-                    return Err(VerifyError::Cancelled);
-                }
-            }
-            check_blob(lake, catalog, &reader, space, hash, *size, path)
-        })
-        .collect();
-    let missing: Vec<(BlobHash, String)> = checked?.into_iter().flatten().collect();
-    watch.amount("verify", total, total, bytes, bytes);
-    if missing.is_empty() {
-        return Ok(());
-    }
-    Err(VerifyError::MissingBlobs {
-        count: missing.len() as u64,
-        first: missing.iter().take(NAMED_MAX).map(|(_, path)| format!("`{path}`")).collect(),
-        hashes: missing.iter().map(|(hash, _)| *hash).collect(),
-    })
-}
-
-fn check_blob(
-    lake: &Lake,
-    catalog: &Catalog,
-    reader: &(impl Lookup + Sync),
-    space: &SpaceId,
-    hash: &BlobHash,
-    size: u64,
-    path: &str,
-) -> Result<Option<(BlobHash, String)>, VerifyError> {
-    let missing = || Ok(Some((*hash, path.to_string())));
-    let Some(record) = reader.blob(space, hash)? else { return missing() };
-    if record.size != size {
-        let path = path.to_string();
-        return Err(VerifyError::OtherSize { path, hash: *hash, listed: size, found: record.size });
-    }
-    let here = record.places.iter().any(|at| fit_of(lake, at) == Fit::Same)
-        || settle(lake, catalog, space, hash)?;
-    if here { Ok(None) } else { missing() }
+    Ok(layout::check_between(sections, &shallow)?)
 }
 
 fn name_of(section: &Section, path: &LakePath) -> String {

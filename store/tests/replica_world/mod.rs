@@ -6,6 +6,7 @@ use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use bytes::Bytes;
 use ed25519_dalek::SigningKey;
 use sluice_protocol::annex::{Annex, TableAnnex, TableFacts};
 use sluice_protocol::codec::Document;
@@ -204,15 +205,15 @@ impl World {
     /// The bytes of a version's files arrive, those that are not here.
     pub fn deliver(&self, parts: &[Part]) {
         let reader = self.catalog.read().unwrap();
-        let mut blobs: BTreeMap<BlobHash, &[u8]> = BTreeMap::new();
+        let mut blobs: BTreeMap<BlobHash, Bytes> = BTreeMap::new();
         for item in parts.iter().flat_map(|p| &p.items).filter(|i| i.kind == EntryKind::File) {
             let hash = BlobHash::of(&item.bytes);
             if !reader.has_blob(&self.space, &hash).unwrap() {
-                blobs.insert(hash, &item.bytes);
+                blobs.insert(hash, item.bytes.clone().into());
             }
         }
-        let blobs: Vec<(BlobHash, &[u8])> = blobs.into_iter().collect();
-        assert_eq!(self.staging().put_whole(&blobs).unwrap(), vec![]);
+        let blobs: Vec<(BlobHash, Bytes)> = blobs.into_iter().collect();
+        self.staging().put_small(&blobs).unwrap();
     }
 
     pub fn check(&self, received: Received) -> Result<Verified, VerifyError> {

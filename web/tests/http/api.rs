@@ -1,8 +1,8 @@
 //! The routes, the forms of an answer, and what happens when a client goes away.
 
+use crate::double::{Recorder, Way, ask, request};
 use axum::body::Body;
 use axum::http::{Request, StatusCode, header};
-use crate::double::{Recorder, Way, ask, request};
 use serde_json::{Value, json};
 use sluice_protocol::api::{Failure, Progress};
 use sluice_web::{BODY_BYTES_MAX, Door, LINES, router, serve_unix};
@@ -25,16 +25,31 @@ async fn each_route_is_one_operation() {
         ("DELETE", "/v1/spaces/acme", "", json!({"op":"space_remove","space":"acme"})),
         ("GET", "/v1/spaces/acme/snapshots", "", json!({"op":"snapshot_list","space":"acme"})),
         ("POST", "/v1/spaces/acme/snapshots", "", json!({"op":"snapshot_create","space":"acme","tag":null})),
-        ("POST", "/v1/spaces/acme/snapshots", r#"{"tag":"v1"}"#, json!({"op":"snapshot_create","space":"acme","tag":"v1"})),
+        (
+            "POST",
+            "/v1/spaces/acme/snapshots",
+            r#"{"tag":"v1"}"#,
+            json!({"op":"snapshot_create","space":"acme","tag":"v1"}),
+        ),
         ("GET", "/v1/spaces/acme/snapshots/abcd", "", json!({"op":"snapshot_show","space":"acme","snapshot":"abcd"})),
         ("GET", "/v1/spaces/acme/snapshots/newest", "", json!({"op":"snapshot_show","space":"acme","snapshot":null})),
         ("GET", "/v1/spaces/acme/diff?from=a", "", json!({"op":"snapshot_diff","space":"acme","from":"a","to":null})),
-        ("GET", "/v1/spaces/acme/diff?from=a&to=b", "", json!({"op":"snapshot_diff","space":"acme","from":"a","to":"b"})),
+        (
+            "GET",
+            "/v1/spaces/acme/diff?from=a&to=b",
+            "",
+            json!({"op":"snapshot_diff","space":"acme","from":"a","to":"b"}),
+        ),
         ("POST", "/v1/spaces/acme/sync", r#"{"dry_run":true}"#, json!({"op":"sync","space":"acme","dry_run":true})),
         ("POST", "/v1/sync", "", json!({"op":"sync","space":null,"dry_run":false})),
         ("POST", "/v1/spaces/acme/verify", r#"{"deep":true}"#, json!({"op":"verify","space":"acme","deep":true})),
         ("GET", "/v1/spaces/acme/path", "", json!({"op":"path","space":"acme","section":null})),
-        ("GET", "/v1/spaces/acme/path?section=delta%2Forders", "", json!({"op":"path","space":"acme","section":"delta/orders"})),
+        (
+            "GET",
+            "/v1/spaces/acme/path?section=delta%2Forders",
+            "",
+            json!({"op":"path","space":"acme","section":"delta/orders"}),
+        ),
         (
             "POST",
             "/v1/invites",
@@ -91,7 +106,9 @@ async fn wrong_calls_reach_no_node_and_say_why() {
 
 #[tokio::test]
 async fn each_failure_has_its_status() {
-    for (failure, expected) in [(Failure::Error, 500), (Failure::Usage, 400), (Failure::Verification, 422), (Failure::Incomplete, 503)] {
+    for (failure, expected) in
+        [(Failure::Error, 500), (Failure::Usage, 400), (Failure::Verification, 422), (Failure::Incomplete, 503)]
+    {
         let node = Recorder::new(Way::Refuse(failure));
         let (status, _, text) = ask(router(node, Door::Socket), request("POST", "/v1/sync", "")).await;
         assert_eq!(status.as_u16(), expected);
@@ -170,7 +187,10 @@ async fn the_work_goes_on_when_the_client_is_gone() {
             let _ = stopped.await;
         }));
         let mut client = tokio::net::UnixStream::connect(&path).await.unwrap();
-        client.write_all(format!("POST /v1/sync HTTP/1.1\r\nhost: site\r\n{accept}content-length: 0\r\n\r\n").as_bytes()).await.unwrap();
+        client
+            .write_all(format!("POST /v1/sync HTTP/1.1\r\nhost: site\r\n{accept}content-length: 0\r\n\r\n").as_bytes())
+            .await
+            .unwrap();
         node.begun.notified().await;
         drop(client);
         // The server answers another client only after it has seen the first one's end or beside it: either way the job stands.

@@ -1,9 +1,9 @@
 //! The TCP door: what passes it and what does not.
 
+use crate::double::{Recorder, Way, ask};
 use axum::Router;
 use axum::body::Body;
 use axum::http::{Request, StatusCode};
-use crate::double::{Recorder, Way, ask};
 use sluice_web::{Door, ServeError, Token, router, serve_tcp};
 use std::sync::Arc;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -23,6 +23,9 @@ fn get(uri: &str, headers: &[(&str, &str)]) -> Request<Body> {
     }
     request.body(Body::empty()).unwrap()
 }
+
+/// Headers of a request, and the status they earn.
+type Case<'a> = (&'a str, &'a [(&'a str, &'a str)], u16);
 
 const HOST: (&str, &str) = ("host", "127.0.0.1:7712");
 
@@ -78,7 +81,7 @@ async fn everything_else_needs_the_token() {
 async fn a_rebound_name_or_a_foreign_page_is_refused_even_with_the_token() {
     let token = bearer(TOKEN);
     let auth = ("authorization", token.as_str());
-    let cases: [(&str, &[(&str, &str)], u16); 11] = [
+    let cases: [Case; 11] = [
         ("/v1/status", &[auth], 403),
         ("/v1/status", &[auth, ("host", "evil.test:7712")], 403),
         ("/v1/status", &[auth, ("host", "localhost:7713")], 403),
@@ -106,7 +109,11 @@ async fn a_rebound_name_or_a_foreign_page_is_refused_even_with_the_token() {
 async fn the_site_cannot_be_stopped_through_it() {
     let node = Recorder::new(Way::Answer);
     let token = bearer(TOKEN);
-    let request = Request::post("/v1/shutdown").header("host", HOST.1).header("authorization", &token).body(Body::empty()).unwrap();
+    let request = Request::post("/v1/shutdown")
+        .header("host", HOST.1)
+        .header("authorization", &token)
+        .body(Body::empty())
+        .unwrap();
     assert_eq!(ask(door(&node), request).await.0, StatusCode::FORBIDDEN);
     assert!(node.asked().is_empty());
 }
@@ -114,7 +121,8 @@ async fn the_site_cannot_be_stopped_through_it() {
 #[tokio::test]
 async fn other_addresses_than_loopback_are_never_served() {
     let listener = TcpListener::bind("0.0.0.0:0").await.unwrap();
-    let served = serve_tcp(listener, Recorder::new(Way::Answer), Token::new(TOKEN).unwrap(), std::future::pending()).await;
+    let served =
+        serve_tcp(listener, Recorder::new(Way::Answer), Token::new(TOKEN).unwrap(), std::future::pending()).await;
     assert!(matches!(served, Err(ServeError::NotLoopback(_))));
 }
 
@@ -128,7 +136,9 @@ async fn a_real_listener_serves_and_stops() {
         let _ = stopped.await;
     }));
     let mut client = TcpStream::connect(address).await.unwrap();
-    let head = format!("GET /v1/status HTTP/1.1\r\nhost: {address}\r\nauthorization: Bearer {TOKEN}\r\nconnection: close\r\n\r\n");
+    let head = format!(
+        "GET /v1/status HTTP/1.1\r\nhost: {address}\r\nauthorization: Bearer {TOKEN}\r\nconnection: close\r\n\r\n"
+    );
     client.write_all(head.as_bytes()).await.unwrap();
     let mut text = String::new();
     client.read_to_string(&mut text).await.unwrap();

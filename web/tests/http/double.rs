@@ -32,7 +32,13 @@ pub struct Recorder {
 
 impl Recorder {
     pub fn new(way: Way) -> Arc<Self> {
-        Arc::new(Self { way, asked: Mutex::default(), gate: Semaphore::new(0), begun: Notify::new(), finished: Notify::new() })
+        Arc::new(Self {
+            way,
+            asked: Mutex::default(),
+            gate: Semaphore::new(0),
+            begun: Notify::new(),
+            finished: Notify::new(),
+        })
     }
 
     pub fn release(&self) {

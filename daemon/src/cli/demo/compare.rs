@@ -42,7 +42,8 @@ pub(super) fn compare(source: &Path, copy: &Path) -> io::Result<Compared> {
 
 /// Bytes of all files below a folder.
 pub(super) fn bytes_below(folder: &Path) -> Result<u64, ApiError> {
-    let files = files_below(folder).map_err(|e| ApiError::plain(Failure::Error, format!("`{}`: {e}", folder.display())))?;
+    let files =
+        files_below(folder).map_err(|e| ApiError::plain(Failure::Error, format!("`{}`: {e}", folder.display())))?;
     Ok(files.values().sum())
 }
 

@@ -51,7 +51,8 @@ impl Site {
         let home = folder.join(name);
         command(&home, &["init", "--name", name]).and_then_json(name).await?;
         let log = folder.join(format!("{name}.log"));
-        let log_file = std::fs::File::create(&log).map_err(|e| failed(name, &format!("its log cannot be written: {e}")))?;
+        let log_file =
+            std::fs::File::create(&log).map_err(|e| failed(name, &format!("its log cannot be written: {e}")))?;
         let mut daemon = command(&home, &["up", "--until-eof", "--json"])
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
@@ -100,7 +101,12 @@ fn command(home: &Path, args: &[&str]) -> Command {
         }
     }
     command
-        .envs([("SLUICE__P2P__PORT", "0"), ("SLUICE__API__PORT", "0"), ("SLUICE__P2P__LOOPBACK", "true"), ("SLUICE_ALLOW_VOLATILE", "1")])
+        .envs([
+            ("SLUICE__P2P__PORT", "0"),
+            ("SLUICE__API__PORT", "0"),
+            ("SLUICE__P2P__LOOPBACK", "true"),
+            ("SLUICE_ALLOW_VOLATILE", "1"),
+        ])
         .arg("--home")
         .arg(home)
         .args(args)
@@ -116,12 +122,16 @@ trait AndThenJson {
 impl AndThenJson for Command {
     /// Runs to the end; a failure is passed on as the command told it.
     async fn and_then_json(mut self, name: &str) -> Result<Value> {
-        let Output { status, stdout, stderr } =
-            self.arg("--json").output().await.map_err(|e| failed(name, &format!("a command cannot be started: {e}")))?;
+        let Output { status, stdout, stderr } = self
+            .arg("--json")
+            .output()
+            .await
+            .map_err(|e| failed(name, &format!("a command cannot be started: {e}")))?;
         if !status.success() {
             let told = String::from_utf8_lossy(&stderr);
             let last = told.lines().last().unwrap_or_default();
-            return Err(serde_json::from_str(last).unwrap_or_else(|_| failed(name, &format!("a command ended with {status}: {last}"))));
+            return Err(serde_json::from_str(last)
+                .unwrap_or_else(|_| failed(name, &format!("a command ended with {status}: {last}"))));
         }
         serde_json::from_slice(&stdout).map_err(|e| failed(name, &format!("a command printed no JSON: {e}")))
     }
