@@ -134,7 +134,7 @@ fn sign(
         b.put_head(&head)?;
         b.put_snapshot(space, &snapshot.id, &SnapshotRecord {
             head: head.id(),
-            files: snapshot.stats.files,
+            files: snapshot.manifest.entries(),
             bytes: snapshot.stats.bytes,
             skipped: snapshot.skipped.iter().flat_map(|s| [s.path.clone(), s.reason.clone()]).collect(),
             unknown: Default::default(),
@@ -383,7 +383,7 @@ async fn published(
     let (site, lake, job) = (site.clone(), lake.clone(), job.clone());
     off_reactor(move || {
         let space = verified.space();
-        let options = PublishOptions { keep_generations: site.config.publish.keep_generations as usize, ..Default::default() };
+        let options = PublishOptions { keep_generations: site.config.publish.keep_generations, ..Default::default() };
         let published = publish::publish(&lake, &site.catalog, &verified, options, &*job).or_explain()?;
         let counted: Result<(), CatalogError> = site.catalog.write(|b| {
             b.add_counter(REUSED_TOTAL, reused)?;

@@ -91,3 +91,8 @@ mod tests {
         assert!(got.expect_err("an error").contains("bad page"));
     }
 }
+
+/// What a library says, without the backtrace that some append when the environment asks for one.
+pub(crate) fn first_line(text: &str) -> String {
+    text.lines().next().unwrap_or_default().trim_end().to_string()
+}

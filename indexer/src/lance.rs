@@ -52,7 +52,7 @@ impl TableReader for LanceReader {
 }
 
 fn unreadable(table: &str, cause: impl ToString) -> TableError {
-    TableError::Unreadable { table: table.to_string(), cause: cause.to_string() }
+    TableError::Unreadable { table: table.to_string(), cause: blocking::first_line(&cause.to_string()) }
 }
 
 async fn capture(name: String, view: Arc<dyn SectionView>, history: History) -> Result<TableCapture, TableError> {

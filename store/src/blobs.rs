@@ -76,11 +76,7 @@ pub fn compare(recorded: &Fingerprint, now: &Fingerprint) -> Fit {
         return Fit::Same;
     }
     let same_file = (recorded.dev, recorded.inode) == (now.dev, now.inode);
-    if same_file && recorded.size == now.size && recorded.mtime_ns == now.mtime_ns {
-        Fit::Touched
-    } else {
-        Fit::Other
-    }
+    if same_file && recorded.size == now.size && recorded.mtime_ns == now.mtime_ns { Fit::Touched } else { Fit::Other }
 }
 
 /// How a recorded place fits now.
@@ -96,12 +92,7 @@ fn open_at(lake: &Lake, at: &Located) -> Option<(File, Fit)> {
 }
 
 /// Opens a blob at the first place that fits, or else at one that was only touched.
-pub fn open_blob(
-    lake: &Lake,
-    reader: &impl Lookup,
-    space: &SpaceId,
-    hash: &BlobHash,
-) -> Result<OpenBlob, BlobError> {
+pub fn open_blob(lake: &Lake, reader: &impl Lookup, space: &SpaceId, hash: &BlobHash) -> Result<OpenBlob, BlobError> {
     let record = reader.blob(space, hash)?.ok_or(BlobError::Unknown(*hash))?;
     let mut stale = Vec::new();
     let mut touched: Option<(File, Place)> = None;
@@ -133,9 +124,7 @@ pub fn settle(lake: &Lake, catalog: &Catalog, space: &SpaceId, hash: &BlobHash) 
     for (at, fit) in record.places.iter().zip(fits) {
         // In our own folder a set time is our doing: publishing may have been stopped half-way.
         let worth_it = fit == Fit::Touched || matches!(at.place, Place::Own(_));
-        if worth_it
-            && let Some(print) = prove_place(lake, &at.place, record.size, hash)
-        {
+        if worth_it && let Some(print) = prove_place(lake, &at.place, record.size, hash) {
             kept.push(Located { place: at.place.clone(), print, unknown: Default::default() });
         }
     }

@@ -53,7 +53,11 @@ impl ManifestView {
     }
 
     /// A view of files that were just hashed, at the places that `place` says.
-    pub(crate) fn of_places(lake: &Lake, entries: &[Entry], place: impl Fn(&LakePath) -> Option<Place>) -> Option<Self> {
+    pub(crate) fn of_places(
+        lake: &Lake,
+        entries: &[Entry],
+        place: impl Fn(&LakePath) -> Option<Place>,
+    ) -> Option<Self> {
         let places: Option<Vec<Place>> = files_among(entries).map(|(e, _)| place(&e.path)).collect();
         Some(Self::from(lake, entries, Source::Places(places?)))
     }

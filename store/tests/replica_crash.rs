@@ -106,8 +106,7 @@ fn stopped(old: Option<&[Part]>, new: &[Part], k: usize) -> Option<World> {
 }
 
 fn assert_nothing_outside(world: &World) {
-    let mut names: Vec<_> =
-        std::fs::read_dir(world.dir.path()).unwrap().map(|e| e.unwrap().file_name()).collect();
+    let mut names: Vec<_> = std::fs::read_dir(world.dir.path()).unwrap().map(|e| e.unwrap().file_name()).collect();
     names.sort();
     assert_eq!(names, ["home", "lake", "outside"]);
     assert_eq!(std::fs::read(world.dir.path().join("outside")).unwrap(), b"not yours");

@@ -67,9 +67,7 @@ fn the_real_path_of_a_section_is_told() {
     let parts = lake_of_all_kinds();
     assert_eq!(live_path(&world.lake, &world.catalog, &world.space, None).unwrap(), None);
     world.sync(&parts);
-    let told = |s: Option<&str>| {
-        live_path(&world.lake, &world.catalog, &world.space, s.map(path).as_ref()).unwrap()
-    };
+    let told = |s: Option<&str>| live_path(&world.lake, &world.catalog, &world.space, s.map(path).as_ref()).unwrap();
     let whole = told(None).unwrap();
     assert!(whole.ends_with(".sluice/generations/1"));
     world.assert_root_shows(&whole, &parts);
@@ -310,10 +308,8 @@ fn names_at_the_top_come_and_go() {
     world.sync(&first);
     world.assert_shows(&first);
     assert_eq!(std::fs::read(world.at("l")).unwrap(), b"x");
-    let second = vec![
-        loose(None, vec![file("b.txt", "b2"), folder("hollow")]),
-        part("two/deep", Raw, vec![file("y", "y")]),
-    ];
+    let second =
+        vec![loose(None, vec![file("b.txt", "b2"), folder("hollow")]), part("two/deep", Raw, vec![file("y", "y")])];
     world.sync(&second);
     world.assert_shows(&second);
     assert!(std::fs::symlink_metadata(world.at("a.txt")).is_err());

@@ -98,9 +98,7 @@ fn facts_that_differ_are_named_with_both_values() {
         ("version", |f| f.versions.push(99)),
         ("rows", |f| f.rows += 1),
         ("schema", |f| f.schema_fingerprint = [0; 32]),
-        ("dimensions", |f| {
-            f.dimensions.push(Dimension { column: "v".into(), dim: 3, unknown: Default::default() })
-        }),
+        ("dimensions", |f| f.dimensions.push(Dimension { column: "v".into(), dim: 3, unknown: Default::default() })),
         ("indices", |f| {
             let text = || "i".to_string();
             let index = IndexFacts { name: text(), column: text(), kind: text(), rows: 1, unknown: Default::default() };
@@ -179,10 +177,7 @@ fn hostile_layouts_are_refused() {
     assert!(matches!(layout_error(&world, &deep), LayoutError::TooDeep { .. }));
     for target in ["../../etc", "a/../../../x"] {
         let out = [part("raw", Raw, vec![link("l", target)])];
-        assert!(
-            matches!(layout_error(&world, &out), LayoutError::Link(LinkError::Outside { .. })),
-            "{target}"
-        );
+        assert!(matches!(layout_error(&world, &out), LayoutError::Link(LinkError::Outside { .. })), "{target}");
     }
     let own = [part("raw", Raw, vec![link("l", "../.sluice/live")])];
     assert!(matches!(layout_error(&world, &own), LayoutError::Link(LinkError::Own { .. })));

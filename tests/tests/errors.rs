@@ -246,7 +246,13 @@ fn a_table_that_cannot_be_read_is_refused_by_name_or_carried_opaque() {
     let site = world.site("playground");
     let log = lake.root().join("delta/events/_delta_log");
     std::fs::write(log.join("00000000000000000002.json"), b"{ this is no commit").expect("our lake");
-    assert_helpful(&site.fails(1, ["space", "add", "acme", text(lake.root())]), &["delta/events", "--opaque"]);
+    let damaged = site.run(["space", "add", "acme", text(lake.root()), "--json"]);
+    assert_eq!(damaged.code, 4, "everything else is shared, and the exit code says that something is not: {damaged:#?}");
+    let skipped = &damaged.json()["skipped"][0];
+    assert_eq!(skipped["path"], "delta/events");
+    let reason = skipped["reason"].as_str().expect("a reason");
+    assert!(reason.contains("cannot be read") && reason.contains("--opaque") && !reason.contains('\n'), "{reason}");
+    site.json(["space", "remove", "acme"]);
     site.json(["space", "add", "acme", text(lake.root()), "--opaque"]);
 }
 

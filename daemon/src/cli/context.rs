@@ -113,11 +113,13 @@ pub(super) fn absolute(path: &Path) -> Result<String> {
     })
 }
 
-/// Runs a question to its end.
+/// Runs a question to its end. Work on other threads that nobody waits for any more is left behind.
 pub(super) fn block_on<F: Future>(future: F) -> F::Output {
-    tokio::runtime::Builder::new_current_thread()
+    let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
-        .expect("a runtime on this thread needs nothing but file descriptors")
-        .block_on(future)
+        .expect("a runtime on this thread needs nothing but file descriptors");
+    let output = runtime.block_on(future);
+    runtime.shutdown_background();
+    output
 }

@@ -20,6 +20,8 @@ use sites::Sites;
 
 /// The space's name in the demo.
 const SPACE: &str = "acme";
+/// Between the parts of a note; each gets a line of its own in the table.
+const NOTE_BREAK: &str = "; ";
 /// Most differences that are named.
 const DIFFERENCES_SHOWN: usize = 10;
 
@@ -134,7 +136,7 @@ async fn a_change(sites: &Sites, sample: &Sample, source: &Path, copy: &Path, st
         move || change(&source, 1)
     })
     .await?;
-    story.end(0, &done.join("; "));
+    story.end(0, &done.join(NOTE_BREAK));
 
     story.begin("playground: snapshot");
     let taken = sites.playground.json(&["snapshot", SPACE]).await?;
@@ -262,12 +264,18 @@ impl Story {
         for step in &self.steps {
             let text = |key: &str| step[key].as_str().unwrap_or_default().to_string();
             let bytes = number(step, "bytes");
+            let note = text("note");
+            let mut notes = note.split(NOTE_BREAK);
+            let mut note = || notes.next().map(str::to_string);
             table.row([
                 text("step"),
                 if bytes > 0 { mib(bytes) } else { String::new() },
                 seconds(step["seconds"].as_f64().unwrap_or_default()),
-                text("note"),
+                note().unwrap_or_default(),
             ]);
+            while let Some(more) = note() {
+                table.row([String::new(), String::new(), String::new(), more]);
+            }
         }
         table.text()
     }

@@ -60,7 +60,7 @@ impl SiteNode {
             space: name.to_string(),
             snapshot: s.id,
             seq: taken.head.seq,
-            files: s.stats.files,
+            files: s.manifest.entries(),
             bytes: s.stats.bytes,
             changed: taken.changed,
             read_files: s.stats.read_files,

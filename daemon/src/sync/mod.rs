@@ -33,7 +33,7 @@ pub enum SyncError {
     Corrupt { site: SiteId, count: u32, last: String },
     #[error("the source no longer has {count} of the files, the first: blob {first}")]
     Gone { count: usize, first: BlobHash },
-    #[error("the disk of the lake has {free} bytes free; {needed} are needed")]
+    #[error("the disk of the lake is too full: {needed} bytes are needed and {free} are free")]
     NoRoom { free: u64, needed: u64 },
     #[error("no grant reaches any section that was asked for")]
     NothingGranted,

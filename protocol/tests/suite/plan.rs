@@ -193,6 +193,26 @@ fn an_empty_blob_needs_nothing() {
 }
 
 #[test]
+fn what_rounding_fetches_anyway_is_not_copied() {
+    let (head, tail) = (vec![1; 60 * 1024], vec![2; 4 * 1024]);
+    let bytes = [&head[..], &tail].concat();
+    let chunk = |piece: &[u8]| Chunk { len: piece.len() as u32, hash: ChunkHash::of(piece) };
+    let cut = |pieces: &[&[u8]]| Cutting {
+        bytes: pieces.concat(),
+        list: ChunkList {
+            cut: Cut::FastCdc,
+            size: pieces.concat().len() as u64,
+            chunks: pieces.iter().map(|p| chunk(p)).collect(),
+        },
+    };
+    let mut here = Here::default();
+    here.add(&cut(&[&tail]));
+    let plan = plan_blob(wanted(&bytes, "s"), Some(&cut(&[&head, &tail]).list), &here);
+    check_shape(&plan);
+    assert_eq!((plan.rung, plan.copies.len()), (Rung::Fetch, 0));
+}
+
+#[test]
 fn a_list_of_another_size_is_not_believed() {
     let file = cutting(&[1, 2, 3]);
     let mut here = Here::default();

@@ -29,7 +29,7 @@ pub(crate) fn key2(a: &[u8; 32], b: &[u8]) -> Vec<u8> {
 
 /// Whether a chunk is one of those in the index.
 pub(crate) fn is_sampled(hash: &ChunkHash) -> bool {
-    hash.0[31] % CHUNK_SAMPLE == 0
+    hash.0[31].is_multiple_of(CHUNK_SAMPLE)
 }
 
 pub(crate) fn decode<T: Wire>(raw: &[u8]) -> Result<T, CatalogError> {
@@ -43,17 +43,19 @@ pub enum StoredTree {
     File(fs::File),
 }
 
+/// Takes a row, its key without the prefix; says whether to go on.
+pub type EachRow<'a> = dyn FnMut(&[u8], &[u8]) -> Result<bool, CatalogError> + 'a;
+
 /// Raw access, by a [`Reader`] or inside a change.
 pub trait Raw {
     #[doc(hidden)]
     fn raw_get(&self, table: usize, key: &[u8]) -> Result<Option<Vec<u8>>, CatalogError>;
     #[doc(hidden)]
-    #[allow(clippy::type_complexity)]
     fn raw_scan(
         &self,
         table: usize,
         prefix: &[u8],
-        each: &mut dyn FnMut(&[u8], &[u8]) -> Result<bool, CatalogError>,
+        each: &mut EachRow<'_>,
     ) -> Result<(), CatalogError>;
     #[doc(hidden)]
     fn raw_last(&self, table: usize, prefix: &[u8]) -> Result<Option<Vec<u8>>, CatalogError>;
@@ -69,7 +71,7 @@ impl Raw for Reader {
         &self,
         table: usize,
         prefix: &[u8],
-        each: &mut dyn FnMut(&[u8], &[u8]) -> Result<bool, CatalogError>,
+        each: &mut EachRow<'_>,
     ) -> Result<(), CatalogError> {
         scan_table(&self.tables[table], prefix, each)
     }
@@ -85,7 +87,7 @@ impl Raw for Reader {
 pub(crate) fn scan_table(
     table: &impl ReadableTable<&'static [u8], &'static [u8]>,
     prefix: &[u8],
-    each: &mut dyn FnMut(&[u8], &[u8]) -> Result<bool, CatalogError>,
+    each: &mut EachRow<'_>,
 ) -> Result<(), CatalogError> {
     for row in table.range::<&[u8]>(prefix..)? {
         let (key, value) = row?;

@@ -10,7 +10,7 @@ use sluice_protocol::codec::{Enc, Wire};
 use sluice_protocol::ids::{BlobHash, SpaceId};
 use sluice_protocol::path::LakePath;
 
-use super::lookup::{CHUNK_PREFIX_BYTES, IN_FILE, INLINE, Raw, is_sampled, key2, last_row, scan_table};
+use super::lookup::{CHUNK_PREFIX_BYTES, EachRow, IN_FILE, INLINE, Raw, is_sampled, key2, last_row, scan_table};
 use super::records::{BlobRecord, FileRecord, LiveRecord, Located, StagingRecord};
 use super::{CatalogError, DEFS, INLINE_BYTES_MAX, Lookup, Table, beside};
 use crate::lake::Place;
@@ -37,7 +37,7 @@ impl Raw for Batch {
         &self,
         table: usize,
         prefix: &[u8],
-        each: &mut dyn FnMut(&[u8], &[u8]) -> Result<bool, CatalogError>,
+        each: &mut EachRow<'_>,
     ) -> Result<(), CatalogError> {
         scan_table(&self.txn.open_table(DEFS[table])?, prefix, each)
     }

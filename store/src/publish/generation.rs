@@ -23,11 +23,7 @@ use crate::verify::relative;
 const NEXT_LIVE: &str = "live.next";
 
 /// Builds generation `number` anew and makes it durable.
-pub(super) fn build(
-    hands: &Hands<'_>,
-    number: u64,
-    sections: &[SectionPlan<'_>],
-) -> Result<(), PublishError> {
+pub(super) fn build(hands: &Hands<'_>, number: u64, sections: &[SectionPlan<'_>]) -> Result<(), PublishError> {
     let name = number.to_string();
     remove(hands, &name)?;
     let shown = format!(".sluice/{GENERATIONS_FOLDER}/{name}");
@@ -89,12 +85,7 @@ fn link_to(generation: &str, folder: Option<&LakePath>, to: &[&str]) -> String {
     relative(&from, &target)
 }
 
-fn shallow(
-    hands: &Hands<'_>,
-    root: &Folder,
-    generation: &str,
-    s: &SectionPlan<'_>,
-) -> Result<(), PublishError> {
+fn shallow(hands: &Hands<'_>, root: &Folder, generation: &str, s: &SectionPlan<'_>) -> Result<(), PublishError> {
     let folder = s.section.path.as_ref();
     let shown = format!(".sluice/{GENERATIONS_FOLDER}/{generation}");
     let here = hands.folder_path(root, folder, &shown)?;

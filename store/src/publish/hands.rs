@@ -102,10 +102,9 @@ impl<'a> Hands<'a> {
     }
 
     fn step(&self, name: &'static str, path: &str) -> Done {
-        self.hook.before(Step { name, path }).map_err(|reason| PublishError::Halted {
-            step: format!("{name} {path}"),
-            reason,
-        })
+        self.hook
+            .before(Step { name, path })
+            .map_err(|reason| PublishError::Halted { step: format!("{name} {path}"), reason })
     }
 
     /// Names a failed effect.

@@ -71,9 +71,7 @@ impl Intent {
     /// The folder chosen for a new section folder at `path`, when this is the same version.
     pub fn folder_for(&self, snapshot: SnapshotId, path: Option<&LakePath>) -> Option<&str> {
         let same = |s: &&IntentSection| s.path.as_ref() == path && !s.grows;
-        (self.snapshot == snapshot)
-            .then(|| self.sections.iter().find(same).map(|s| s.folder.as_str()))
-            .flatten()
+        (self.snapshot == snapshot).then(|| self.sections.iter().find(same).map(|s| s.folder.as_str())).flatten()
     }
 
     /// Published folders that hold files of versions other than `snapshot`.

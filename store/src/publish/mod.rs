@@ -89,6 +89,8 @@ pub struct Published {
     pub sections: Vec<PublishedSection>,
     /// Sections that could not be proven, as `name: reason`.
     pub unproven: Vec<String>,
+    /// Published files that someone removed here; those that the version still lists are back.
+    pub removed_here: Vec<String>,
     pub cleaned: Cleaned,
     /// What an earlier run had left to do.
     pub recovered: Recovered,
@@ -209,8 +211,7 @@ fn begin(
                 unknown: Default::default(),
             });
         }
-        let intent =
-            Intent { snapshot, generation, sections: chosen, spoiled, unknown: Default::default() };
+        let intent = Intent { snapshot, generation, sections: chosen, spoiled, unknown: Default::default() };
         intent::store(b, &hands.space, &intent)?;
         Ok(generation)
     })
@@ -253,11 +254,8 @@ pub fn live_path(
     section: Option<&LakePath>,
 ) -> Result<Option<PathBuf>, PublishError> {
     let Some(live) = catalog.read()?.live(space)? else { return Ok(None) };
-    let generation = lake
-        .root()
-        .join(sluice_protocol::path::OWN_FOLDER)
-        .join(GENERATIONS_FOLDER)
-        .join(live.generation.to_string());
+    let generation =
+        lake.root().join(sluice_protocol::path::OWN_FOLDER).join(GENERATIONS_FOLDER).join(live.generation.to_string());
     let Some(section) = section else { return Ok(Some(generation)) };
     let known = live.sections.iter().any(|s| s.path.as_ref() == Some(section));
     Ok(known.then(|| generation.join(section.as_str())))

@@ -1,7 +1,8 @@
 //! What is published now, and whether someone changed it behind our back.
 //!
-//! Invariant: nothing here writes. A file that is not what was published, one that was removed, and
-//! one that was never published are all reported before anything of their section is touched.
+//! Invariant: nothing here writes. A file that is not what was published and one that was never
+//! published are refused before anything of their section is touched; one that was removed is named,
+//! and comes back.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -31,9 +32,7 @@ pub(crate) fn section_place(folder: &str, path: &LakePath) -> Result<Place, Publ
 pub(crate) fn lake_path(section: Option<&LakePath>, path: &LakePath) -> Result<LakePath, PublishError> {
     match section {
         None => Ok(path.clone()),
-        Some(folder) => {
-            folder.join(path).map_err(|source| PublishError::Path { path: path.to_string(), source })
-        }
+        Some(folder) => folder.join(path).map_err(|source| PublishError::Path { path: path.to_string(), source }),
     }
 }
 
@@ -89,38 +88,41 @@ impl<'h, 'a> Old<'h, 'a> {
         PublishError::Diverged { section: self.name(), path: path.to_string(), what }
     }
 
-    /// Fails when the folder does not hold exactly what was published; `spoiled` names files of
-    /// versions that were never finished, which may be there too.
-    pub fn check(&self, reader: &impl Lookup, spoiled: &[Spoiled]) -> Result<(), PublishError> {
+    /// Fails when the folder holds anything that was not published; `spoiled` names files of versions
+    /// that were never finished, which may be there too.
+    ///
+    /// Returns the lake paths of files that were removed here: nothing of them can be lost.
+    pub fn check(&self, reader: &impl Lookup, spoiled: &[Spoiled]) -> Result<Vec<String>, PublishError> {
         let shown = format!(".sluice/{SECTIONS_FOLDER}/{}", self.live.folder);
         let folder = match self.hands.sections.open(&self.live.folder) {
             Ok(folder) => folder,
-            Err(e) if e.kind() == io::ErrorKind::NotFound => {
-                return Err(self.diverged(&shown, "was removed"));
-            }
+            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(vec![self.name()]),
             Err(e) => return Err(self.hands.failed(&shown, e)),
         };
         let tolerated = self.spoiled_entries(reader, spoiled)?;
         // Both sides come in the order of their paths, so they are merged without being held.
         let entries = self.entries.iter().flatten();
         let mut wanted = entries.filter(|e| self.lies_in_folder(e)).peekable();
+        let mut removed = Vec::new();
         let mut problem = None;
         let walked = walk(&folder, "", &mut |found| {
             while let Some(entry) = wanted.next_if(|e| *e.path.as_str() < *found.0) {
-                problem = Some(self.diverged(entry.path.as_str(), "was removed"));
+                removed.push(self.shown(&entry.path));
             }
             let checked = match wanted.next_if(|e| e.path.as_str() == found.0) {
                 Some(entry) => self.check_entry(reader, entry, &found, &tolerated),
                 None => self.check_stranger(&found, &tolerated),
             };
-            problem = problem.take().or(checked.err());
+            problem = checked.err();
             problem.is_none()
         });
         walked.map_err(|e| self.hands.failed(&shown, e))?;
-        if let (None, Some(entry)) = (&problem, wanted.next()) {
-            problem = Some(self.diverged(entry.path.as_str(), "was removed"));
-        }
-        problem.map_or(Ok(()), Err)
+        removed.extend(wanted.map(|e| self.shown(&e.path)));
+        problem.map_or(Ok(removed), Err)
+    }
+
+    fn shown(&self, path: &LakePath) -> String {
+        lake_path(self.live.path.as_ref(), path).map_or_else(|_| path.to_string(), |p| p.to_string())
     }
 
     /// Links of shallow sections lie in the generation; folders are made by what is in them.

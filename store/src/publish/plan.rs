@@ -56,6 +56,8 @@ pub(super) struct Plan<'v> {
     /// Published sections whose folder is not live any more.
     pub retired: Vec<Section>,
     pub spoiled: Vec<Spoiled>,
+    /// Published files that someone removed.
+    pub removed_here: Vec<String>,
 }
 
 impl Plan<'_> {
@@ -95,13 +97,13 @@ pub(super) fn plan<'v>(
         }
         sections.push(plan);
     }
-    let mut retired = Vec::new();
+    let (mut retired, mut removed_here) = (Vec::new(), Vec::new());
     for section in live.iter().flat_map(|l| &l.sections).filter(|s| !staying.contains(s.folder.as_str())) {
         let old = Old::load(hands, reader, before.as_ref(), section)?;
-        old.check(reader, &spoiled)?;
+        removed_here.extend(old.check(reader, &spoiled)?);
         retired.extend(old.listed);
     }
-    let plan = Plan { sections, retired, spoiled };
+    let plan = Plan { sections, retired, spoiled, removed_here };
     check_tops(hands, &top_names(&plan.sections)?)?;
     Ok(plan)
 }
@@ -145,9 +147,7 @@ pub(super) fn unreadable(section: &Section, e: &VerifyError) -> PublishError {
 /// What comes, with whether it replaces a pointer; `None` when something goes, or changes that is
 /// written once.
 fn added(section: &Section, changes: Changes) -> Option<Vec<(Entry, bool)>> {
-    let is_pointer = |e: &Entry| {
-        e.kind == EntryKind::File && replace_of(section.kind, &e.path) == Replace::Pointer
-    };
+    let is_pointer = |e: &Entry| e.kind == EntryKind::File && replace_of(section.kind, &e.path) == Replace::Pointer;
     let find = |path: &LakePath| changes.come.binary_search_by(|c| c.path.cmp(path)).ok();
     for gone in &changes.gone {
         let new = find(&gone.path).map(|i| &changes.come[i]);
@@ -176,11 +176,8 @@ fn additions(
             Err(e) if e.kind() == std::io::ErrorKind::NotFound => None,
             Err(e) => return Err(hands.failed(path.as_str(), e)),
         };
-        let diverged = |what| PublishError::Diverged {
-            section: section.name().to_string(),
-            path: entry.path.to_string(),
-            what,
-        };
+        let diverged =
+            |what| PublishError::Diverged { section: section.name().to_string(), path: entry.path.to_string(), what };
         let Some(seen) = seen else {
             if pointer {
                 return Err(diverged("was removed"));

@@ -9,8 +9,8 @@ use std::path::PathBuf;
 use sluice_protocol::ids::SpaceId;
 use sluice_protocol::path::{LakePath, OWN_FOLDER};
 
-use super::hands::{LIVE_LINK, SECTIONS_FOLDER};
 use super::PublishError;
+use super::hands::{LIVE_LINK, SECTIONS_FOLDER};
 use crate::catalog::{Catalog, CatalogError, Lookup};
 use crate::durable::Folder;
 use crate::lake::{Lake, LakeError};
@@ -83,11 +83,7 @@ fn probe(own: &Folder, lake: &Lake) -> Result<TargetFacts, TargetError> {
 ///
 /// Inside its section it stays as it is. A link to elsewhere in the lake goes through the live
 /// generation, because the section's folder does not lie beside the others.
-pub(crate) fn link_text(
-    section: Option<&LakePath>,
-    path: &LakePath,
-    target: &str,
-) -> Result<String, PublishError> {
+pub(crate) fn link_text(section: Option<&LakePath>, path: &LakePath, target: &str) -> Result<String, PublishError> {
     let lake_path = super::old::lake_path(section, path)?;
     let to = resolve_link(&lake_path, target)?;
     let to: Vec<&str> = to.iter().map(String::as_str).collect();

@@ -84,7 +84,11 @@ impl Capture<'_> {
                 }
                 e if tries >= TRIES_MAX || self.watch.cancelled() => {
                     let before = last_good(self.lake, self.space, self.catalog, self.options.previous, &section)?;
-                    return Ok(instead(&section, before, &e.to_string(), &mut report.skipped));
+                    let reason = match before {
+                        Some(_) => e.to_string(),
+                        None => format!("{e}; mend it, or carry it unread with `--opaque`"),
+                    };
+                    return Ok(instead(&section, before, &reason, &mut report.skipped));
                 }
                 _ => {}
             }

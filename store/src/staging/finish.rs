@@ -180,11 +180,7 @@ impl Staging {
                     Tree::Bytes(bytes) => b.put_outboard(&p.hash, bytes)?,
                     Tree::InFile => b.outboard_in_file(&p.hash)?,
                 }
-                let at = Located {
-                    place: part_place(&p.hash),
-                    print: p.print.clone(),
-                    unknown: Default::default(),
-                };
+                let at = Located { place: part_place(&p.hash), print: p.print.clone(), unknown: Default::default() };
                 b.add_place(&shared.space, &p.hash, p.size, at)?;
                 b.remove_staging(&shared.space, &p.hash)?;
             }

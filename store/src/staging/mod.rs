@@ -130,12 +130,7 @@ impl Staging {
     }
 
     /// As [`Staging::open`], on a boot with the given id.
-    pub fn open_on_boot(
-        lake: &Lake,
-        space: SpaceId,
-        catalog: &Catalog,
-        boot: &str,
-    ) -> Result<Self, StagingError> {
+    pub fn open_on_boot(lake: &Lake, space: SpaceId, catalog: &Catalog, boot: &str) -> Result<Self, StagingError> {
         let failed = |source| StagingError::Io { path: lake.root().join(".sluice/staging"), source };
         let own = Folder::of(lake.own()?).map_err(failed)?;
         let (folder, made) = own.make(STAGING_FOLDER).map_err(failed)?;
@@ -234,8 +229,7 @@ impl Shared {
             .and_then(|b| b.places.iter().find(|p| p.place == part_place(&hash)))
             .is_some_and(|at| fit_of(&self.lake, at) == Fit::Same);
         let (part, kept) = self.open_part(&hash, size, record.is_some())?;
-        let sidecar = Sidecar::open(&self.folder, &hash, size, !kept)
-            .map_err(|e| self.full_or(&hash, size, e))?;
+        let sidecar = Sidecar::open(&self.folder, &hash, size, !kept).map_err(|e| self.full_or(&hash, size, e))?;
         let mut groups = Groups::empty(size);
         if kept && finished {
             groups.wrote(0..size);
@@ -432,11 +426,7 @@ impl Staged {
     fn check_range(&self, offset: u64, len: u64) -> Result<Range<u64>, StagingError> {
         match offset.checked_add(len) {
             Some(end) if end <= self.0.size => Ok(offset..end),
-            end => Err(StagingError::OutOfRange {
-                hash: self.0.hash,
-                start: offset,
-                end: end.unwrap_or(u64::MAX),
-            }),
+            end => Err(StagingError::OutOfRange { hash: self.0.hash, start: offset, end: end.unwrap_or(u64::MAX) }),
         }
     }
 

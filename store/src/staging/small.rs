@@ -4,6 +4,7 @@
 //! complete. A kill before it costs the batch, which is bounded by whoever made it.
 
 use std::fs::File;
+use std::io;
 use std::os::unix::fs::FileExt;
 
 use bytes::Bytes;
@@ -12,7 +13,6 @@ use sluice_protocol::ids::BlobHash;
 
 use super::finish::{Proven, Tree};
 use super::{Staging, StagingError, part_name};
-use crate::lake::Lake;
 use crate::outboard;
 
 impl Staging {
@@ -20,21 +20,22 @@ impl Staging {
     pub fn put_small(&self, blobs: &[(BlobHash, Bytes)]) -> Result<(), StagingError> {
         let trees: Vec<Vec<u8>> = blobs.par_iter().map(check).collect::<Result<_, _>>()?;
         let shared = &self.0;
-        let mut written = Vec::with_capacity(blobs.len());
-        for ((hash, bytes), tree) in blobs.iter().zip(trees) {
-            written.push((*hash, bytes.len() as u64, self.write_part(hash, bytes)?, tree));
+        let mut last = None;
+        for (hash, bytes) in blobs {
+            last = Some((hash, self.write_part(hash, bytes)?));
         }
-        let synced = match written.as_slice() {
-            [] => return Ok(()),
-            [(_, _, file, _)] => file.sync_all(),
-            _ => shared.folder.sync_all(),
-        };
-        synced.map_err(|e| shared.full_or(&written[0].0, written[0].1, e))?;
-        let mut proven = Vec::with_capacity(written.len());
-        for (hash, size, file, tree) in written {
-            let print = Lake::print_of(&file).map_err(|e| shared.failed(&part_name(&hash), e))?;
+        let Some((hash, file)) = last else { return Ok(()) };
+        // Files are not kept open: a batch may have more of them than a process may open.
+        let synced = if blobs.len() == 1 { file.sync_all() } else { shared.folder.sync_all() };
+        synced.map_err(|e| shared.full_or(hash, file.metadata().map_or(0, |m| m.len()), e))?;
+        let mut proven = Vec::with_capacity(blobs.len());
+        for ((hash, bytes), tree) in blobs.iter().zip(trees) {
+            let name = part_name(hash);
+            let gone = || io::Error::from(io::ErrorKind::NotFound);
+            let seen = shared.folder.look(&name).and_then(|seen| seen.ok_or_else(gone));
+            let print = seen.map_err(|e| shared.failed(&name, e))?.print;
             let tree = if tree.is_empty() { Tree::None } else { Tree::Bytes(tree) };
-            proven.push(Proven { hash, size, print, tree });
+            proven.push(Proven { hash: *hash, size: bytes.len() as u64, print, tree });
         }
         self.record(proven)
     }
@@ -62,6 +63,7 @@ mod tests {
 
     use super::*;
     use crate::catalog::{Catalog, Lookup};
+    use crate::lake::Lake;
 
     #[test]
     fn whole_blobs_are_recorded_and_wrong_ones_refused() {

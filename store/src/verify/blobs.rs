@@ -77,13 +77,7 @@ impl<'a> Check<'a> {
         Ok(())
     }
 
-    fn is_here(
-        &self,
-        reader: &Reader,
-        section: &Section,
-        hash: &BlobHash,
-        entry: &Entry,
-    ) -> Result<bool, VerifyError> {
+    fn is_here(&self, reader: &Reader, section: &Section, hash: &BlobHash, entry: &Entry) -> Result<bool, VerifyError> {
         let Some(record) = reader.blob(self.space, hash)? else { return Ok(false) };
         if record.size != entry.size {
             let path = name_of(section, &entry.path);

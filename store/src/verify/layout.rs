@@ -172,9 +172,6 @@ mod tests {
     #[test]
     fn a_shallow_section_is_flat() {
         let s = section(None, true);
-        assert!(matches!(
-            check_section(&s, &[entry("a/b", EntryKind::File)]),
-            Err(LayoutError::TooDeep { .. })
-        ));
+        assert!(matches!(check_section(&s, &[entry("a/b", EntryKind::File)]), Err(LayoutError::TooDeep { .. })));
     }
 }

@@ -26,8 +26,8 @@ use sluice_protocol::signed::Signed;
 use sluice_protocol::tree::{TreeError, read_tree};
 
 pub use layout::LayoutError;
-pub use links::{LinkError, resolve as resolve_link};
 pub(crate) use links::relative;
+pub use links::{LinkError, resolve as resolve_link};
 pub use live::{Problem, Report, verify_live};
 
 use crate::blobs::BlobError;
@@ -199,7 +199,7 @@ pub fn verify(
         if watch.cancelled() {
             return Err(VerifyError::Cancelled);
         }
-        let entries = || Ok(entries_of(&catalog.read()?, &received.space, section)?);
+        let entries = || entries_of(&catalog.read()?, &received.space, section);
         let proof = match look {
             Look::New | Look::OpenAgain => check.prove(section, &entries)?,
             Look::Unchanged => Proof::Unchanged,
@@ -267,11 +267,7 @@ fn document<T: Document>(
 struct NoPage;
 
 /// All entries of a section, every page checked.
-pub(crate) fn entries_of(
-    reader: &impl Lookup,
-    space: &SpaceId,
-    section: &Section,
-) -> Result<Vec<Entry>, VerifyError> {
+pub(crate) fn entries_of(reader: &impl Lookup, space: &SpaceId, section: &Section) -> Result<Vec<Entry>, VerifyError> {
     let mut entries = Vec::new();
     let mut failed: Option<CatalogError> = None;
     let mut fetch = |hash: &BlobHash| match reader.meta(space, hash) {
@@ -289,13 +285,10 @@ pub(crate) fn entries_of(
     match (read, failed) {
         (_, Some(e)) => Err(e.into()),
         (Ok(()), None) => Ok(entries),
-        (Err(TreeError::Fetch { page, .. }), None) => {
-            Err(VerifyError::NoMetadata { what: "page", hash: page })
+        (Err(TreeError::Fetch { page, .. }), None) => Err(VerifyError::NoMetadata { what: "page", hash: page }),
+        (Err(TreeError::Codec(source)), None) => {
+            Err(VerifyError::BadMetadata { what: format!("list of section `{}`", section.name()), source })
         }
-        (Err(TreeError::Codec(source)), None) => Err(VerifyError::BadMetadata {
-            what: format!("list of section `{}`", section.name()),
-            source,
-        }),
     }
 }
 

@@ -64,15 +64,11 @@ fn compare(table: &str, found: &TableFacts, said: &TableFacts) -> Result<(), Ver
     let same = |what, equal: bool, error: &dyn Fn(&'static str) -> VerifyError| {
         if equal { Ok(()) } else { Err(error(what)) }
     };
-    same("the version", found.version == said.version, &|w| {
-        disagrees(table, w, &found.version, &said.version)
-    })?;
+    same("the version", found.version == said.version, &|w| disagrees(table, w, &found.version, &said.version))?;
     same("the list of readable versions", found.versions == said.versions, &|w| {
         disagrees(table, w, &found.versions, &said.versions)
     })?;
-    same("the number of rows", found.rows == said.rows, &|w| {
-        disagrees(table, w, &found.rows, &said.rows)
-    })?;
+    same("the number of rows", found.rows == said.rows, &|w| disagrees(table, w, &found.rows, &said.rows))?;
     same("the schema's fingerprint", found.schema_fingerprint == said.schema_fingerprint, &|w| {
         let hex = |f: &TableFacts| short_hex(&f.schema_fingerprint);
         disagrees(table, w, &hex(found), &hex(said))
@@ -80,9 +76,7 @@ fn compare(table: &str, found: &TableFacts, said: &TableFacts) -> Result<(), Ver
     same("the vector dimensions", found.dimensions == said.dimensions, &|w| {
         disagrees(table, w, &found.dimensions, &said.dimensions)
     })?;
-    same("the list of indices", found.indices == said.indices, &|w| {
-        disagrees(table, w, &found.indices, &said.indices)
-    })
+    same("the list of indices", found.indices == said.indices, &|w| disagrees(table, w, &found.indices, &said.indices))
 }
 
 fn short_hex(bytes: &[u8; 32]) -> String {

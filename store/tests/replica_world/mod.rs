@@ -220,11 +220,7 @@ impl World {
         self.check_with(received, &[])
     }
 
-    pub fn check_with(
-        &self,
-        received: Received,
-        readers: &[Arc<dyn TableReader>],
-    ) -> Result<Verified, VerifyError> {
+    pub fn check_with(&self, received: Received, readers: &[Arc<dyn TableReader>]) -> Result<Verified, VerifyError> {
         verify(&self.lake, &self.catalog, received, readers, &Silent)
     }
 
