@@ -6,7 +6,7 @@
 
 use ed25519_dalek::SigningKey;
 use sluice_protocol::card::SiteCard;
-use sluice_protocol::codec::Bytes;
+use sluice_protocol::codec::{Bytes, Document};
 use sluice_protocol::grants::{Grant, GrantSet, Right};
 use sluice_protocol::ids::{SiteId, SpaceId, TicketId};
 use sluice_protocol::messages::{
@@ -169,6 +169,8 @@ fn change_grants(
     change(&mut next.grants);
     next.seq += 1;
     next.time_ms = now_ms();
+    // A set that no reader would take must not be signed: it would shut out everybody.
+    next.check()?;
     let signed = Signed::sign(key, next);
     b.put_meta(space, signed.bytes())?;
     b.put_grants(space, &signed)

@@ -9,6 +9,7 @@ use std::sync::Arc;
 use iroh::Endpoint;
 use iroh::endpoint::{Connection, Incoming, IncomingAddr, RecvStream, SendStream, VarInt};
 use sluice_protocol::ids::SiteId;
+use sluice_protocol::limits::{MESSAGE_BYTES_MAX, PAIR_MESSAGE_BYTES_MAX};
 use sluice_protocol::messages::{
     ALPN_BLOBS, ALPN_CONTROL, ALPN_PAIR, Message, REFUSED_LATER, REFUSED_MESSAGE, Refusal,
 };
@@ -172,7 +173,11 @@ async fn answer(
     mut send: SendStream,
     mut recv: RecvStream,
 ) -> Result<(), MessageError> {
-    let asked = match message::read(&mut recv, limits::MESSAGE_TIMEOUT).await {
+    let max = match room {
+        Room::Door => PAIR_MESSAGE_BYTES_MAX,
+        Room::Control => MESSAGE_BYTES_MAX,
+    };
+    let asked = match message::read_at_most(&mut recv, max, limits::MESSAGE_TIMEOUT).await {
         Ok(asked) => asked,
         Err(e @ (MessageError::Codec(_) | MessageError::TooLong { .. })) => {
             let said = Message::Refused(Refusal::new(REFUSED_MESSAGE, e.to_string()));

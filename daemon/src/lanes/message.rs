@@ -40,19 +40,27 @@ pub async fn read<R>(stream: &mut R, limit: Duration) -> Result<Message, Message
 where
     R: AsyncRead + Unpin,
 {
-    let bytes = within(limit, read_frame(stream)).await??;
+    read_at_most(stream, MESSAGE_BYTES_MAX, limit).await
+}
+
+/// Reads one message of at most `max` bytes.
+pub async fn read_at_most<R>(stream: &mut R, max: usize, limit: Duration) -> Result<Message, MessageError>
+where
+    R: AsyncRead + Unpin,
+{
+    let bytes = within(limit, read_frame(stream, max)).await??;
     Ok(Message::from_bytes(&bytes)?)
 }
 
-async fn read_frame<R>(stream: &mut R) -> Result<Vec<u8>, MessageError>
+async fn read_frame<R>(stream: &mut R, max: usize) -> Result<Vec<u8>, MessageError>
 where
     R: AsyncRead + Unpin,
 {
     let mut length = [0u8; 4];
     stream.read_exact(&mut length).await.map_err(cut)?;
     let length = u32::from_le_bytes(length) as usize;
-    if length > MESSAGE_BYTES_MAX {
-        return Err(MessageError::TooLong { found: length as u64, limit: MESSAGE_BYTES_MAX as u64 });
+    if length > max {
+        return Err(MessageError::TooLong { found: length as u64, limit: max as u64 });
     }
     let mut bytes = Vec::with_capacity(length.min(FIRST_BYTES));
     stream.take(length as u64).read_to_end(&mut bytes).await.map_err(cut)?;

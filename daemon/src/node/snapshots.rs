@@ -8,7 +8,7 @@ use sluice_protocol::api::{
     ApiError, DiffReport, Failure, ProgressSink, SectionInfo, Skipped, SnapshotDetail, SnapshotInfo, SnapshotReport,
     TableInfo,
 };
-use sluice_protocol::codec::Document;
+use sluice_protocol::codec::{Document, check_name};
 use sluice_protocol::head::Head;
 use sluice_protocol::ids::{SnapshotId, SpaceId};
 use sluice_protocol::manifest::{Entry, Manifest};
@@ -38,6 +38,9 @@ impl SiteNode {
                 format!("`{name}` belongs to site {}: snapshots are made there", record.owner.short()),
                 format!("bring this copy up to date with `sluice sync {name}`"),
             ));
+        }
+        if let Some(tag) = &tag {
+            check_name("a tag", tag).map_err(|e| usage(e.to_string(), "choose a tag like `v1` or `2026-11`"))?;
         }
         let job = self.jobs.begin(&record.name, "scan", sink)?;
         self.snapshot_with(name, tag, job).await

@@ -141,6 +141,8 @@ impl SiteNode {
                 "run `sluice invite` on the owner's site",
             ));
         }
+        let limited = Grant { sections: sections.clone(), ..Grant::new(self.site.id, "limit", &[Right::Read], None) };
+        limited.check().map_err(|e| usage(e.to_string(), "name a section's kind or folder, as `sluice space show` lists them"))?;
         let life_ms = expires_s.map_or(TICKET_LIFE_MS, |s| s.saturating_mul(1000));
         let invite = pairing::Invite {
             space,
