@@ -203,7 +203,9 @@ impl Explain for TicketError {
     }
     fn hint(&self) -> Option<String> {
         match self {
-            TicketError::NotATicket => hint("a ticket is one word that begins with `sluice1-`; `sluice invite SPACE --read` prints one"),
+            TicketError::NotATicket => {
+                hint("a ticket is one word that begins with `sluice1-`; `sluice invite SPACE --read` prints one")
+            }
             TicketError::Damaged => hint("copy the whole word again"),
             TicketError::Unreadable(_) => hint("the ticket was made by another version of Sluice"),
         }
@@ -213,7 +215,9 @@ impl Explain for TicketError {
 impl Explain for LaneError {
     fn hint(&self) -> Option<String> {
         match self {
-            LaneError::PortInUse { .. } => hint("set another port with SLUICE__P2P__PORT or `[p2p] port`; 0 takes any free one"),
+            LaneError::PortInUse { .. } => {
+                hint("set another port with SLUICE__P2P__PORT or `[p2p] port`; 0 takes any free one")
+            }
             LaneError::Unreachable { .. } | LaneError::NoAddress { .. } => hint(
                 "check that the other site runs and that its UDP port is open from here; `sluice doctor` there shows its addresses",
             ),
@@ -253,7 +257,9 @@ impl Explain for NewsError {
     fn hint(&self) -> Option<String> {
         match self {
             NewsError::Catalog(e) => Explain::hint(e),
-            NewsError::Chain(_) | NewsError::Grants(_) => hint("ask the owner: the source was set back to an older state, or somebody rewrites its history"),
+            NewsError::Chain(_) | NewsError::Grants(_) => {
+                hint("ask the owner: the source was set back to an older state, or somebody rewrites its history")
+            }
             _ => None,
         }
     }
@@ -278,7 +284,9 @@ impl Explain for SyncError {
         match self {
             SyncError::Unreachable(_) => hint("check that the other site runs and that its UDP port is open from here"),
             SyncError::Refused { code, .. } => refusal_hint(*code),
-            SyncError::Corrupt { .. } => hint("nothing wrong was kept; check the other site's disk with `sluice verify --deep` there"),
+            SyncError::Corrupt { .. } => {
+                hint("nothing wrong was kept; check the other site's disk with `sluice verify --deep` there")
+            }
             SyncError::Gone { .. } => hint(
                 "the source changed since its snapshot: run `sluice snapshot` there, then `sluice sync` here; what arrived is kept",
             ),
@@ -301,7 +309,9 @@ pub fn refusal_hint(code: u32) -> Option<String> {
     match code {
         REFUSED_TICKET => hint("ask for a new ticket: `sluice invite SPACE --read` on the owner's site"),
         REFUSED_EXPIRED => hint("ask for a new ticket; they live ten minutes unless `--expires` says otherwise"),
-        REFUSED_USED => hint("a ticket admits one site: ask for one of your own, and tell the owner if you did not expect this"),
+        REFUSED_USED => {
+            hint("a ticket admits one site: ask for one of your own, and tell the owner if you did not expect this")
+        }
         REFUSED_GRANT => hint("the grant ended or was taken back: ask the owner for a new ticket"),
         REFUSED_LATER => hint("try again in a while"),
         REFUSED_NO_HEAD => hint("run `sluice snapshot` on the owner's site first"),

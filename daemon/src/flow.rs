@@ -117,28 +117,35 @@ fn sign(
     }
     let stored = site.catalog.write(|b| -> Result<_, CatalogError> {
         let grants = b.grants(space)?.ok_or_else(|| CatalogError::Store("the space has no grant set".into()))?;
-        let head = Signed::sign(&site.key, Head {
-            space: *space,
-            writer: site.id,
-            epoch: before.as_ref().map_or(0, |h| h.epoch),
-            seq: before.as_ref().map_or(0, |h| h.seq + 1),
-            manifest: snapshot.id,
-            annex: snapshot.annex_hash,
-            grants: b.put_meta(space, grants.bytes())?,
-            prev: before.as_ref().map(Signed::<Head>::id),
-            time_ms: now,
-            not_after_ms: now.saturating_add(HEAD_LIFE_MS),
-            tag,
-            unknown: Default::default(),
-        });
+        let head = Signed::sign(
+            &site.key,
+            Head {
+                space: *space,
+                writer: site.id,
+                epoch: before.as_ref().map_or(0, |h| h.epoch),
+                seq: before.as_ref().map_or(0, |h| h.seq + 1),
+                manifest: snapshot.id,
+                annex: snapshot.annex_hash,
+                grants: b.put_meta(space, grants.bytes())?,
+                prev: before.as_ref().map(Signed::<Head>::id),
+                time_ms: now,
+                not_after_ms: now.saturating_add(HEAD_LIFE_MS),
+                tag,
+                unknown: Default::default(),
+            },
+        );
         b.put_head(&head)?;
-        b.put_snapshot(space, &snapshot.id, &SnapshotRecord {
-            head: head.id(),
-            files: snapshot.manifest.entries(),
-            bytes: snapshot.stats.bytes,
-            skipped: snapshot.skipped.iter().flat_map(|s| [s.path.clone(), s.reason.clone()]).collect(),
-            unknown: Default::default(),
-        })?;
+        b.put_snapshot(
+            space,
+            &snapshot.id,
+            &SnapshotRecord {
+                head: head.id(),
+                files: snapshot.manifest.entries(),
+                bytes: snapshot.stats.bytes,
+                skipped: snapshot.skipped.iter().flat_map(|s| [s.path.clone(), s.reason.clone()]).collect(),
+                unknown: Default::default(),
+            },
+        )?;
         journal::write(b, "snapshot", Some(*space), None, &format!("{} (seq {})", snapshot.id, head.seq))?;
         Ok(head)
     });
@@ -157,14 +164,17 @@ pub fn renew(site: &Site, space: &SpaceId) -> Result<(), CatalogError> {
         if b.newest_head(space, &site.id)?.is_none_or(|newest| newest.id() != old.id()) {
             return Ok(());
         }
-        b.put_head(&Signed::sign(&site.key, Head {
-            seq: old.seq + 1,
-            prev: Some(old.id()),
-            time_ms: now,
-            not_after_ms: now.saturating_add(HEAD_LIFE_MS),
-            tag: None,
-            ..(*old).clone()
-        }))
+        b.put_head(&Signed::sign(
+            &site.key,
+            Head {
+                seq: old.seq + 1,
+                prev: Some(old.id()),
+                time_ms: now,
+                not_after_ms: now.saturating_add(HEAD_LIFE_MS),
+                tag: None,
+                ..(*old).clone()
+            },
+        ))
     })
 }
 
@@ -303,12 +313,7 @@ pub struct Arrived {
 }
 
 /// The replica's half: brings the newest version here and makes it live.
-pub async fn receive(
-    site: &Site,
-    space: &SpaceId,
-    record: &SpaceRecord,
-    job: &Arc<Job>,
-) -> Result<Arrived, ApiError> {
+pub async fn receive(site: &Site, space: &SpaceId, record: &SpaceRecord, job: &Arc<Job>) -> Result<Arrived, ApiError> {
     let started = Instant::now();
     recover(site, space, record).await?;
     let described = describe(site, space, record, job).await?;
@@ -387,13 +392,11 @@ async fn published(
         let published = publish::publish(&lake, &site.catalog, &verified, options, &*job).or_explain()?;
         let counted: Result<(), CatalogError> = site.catalog.write(|b| {
             b.add_counter(REUSED_TOTAL, reused)?;
-            b.put_snapshot(&space, &head.manifest, &SnapshotRecord {
-                head: head.id(),
-                files,
-                bytes,
-                skipped: vec![],
-                unknown: Default::default(),
-            })?;
+            b.put_snapshot(
+                &space,
+                &head.manifest,
+                &SnapshotRecord { head: head.id(), files, bytes, skipped: vec![], unknown: Default::default() },
+            )?;
             journal::write(b, "published", Some(space), None, &format!("{} (seq {})", head.manifest, head.seq))
         });
         counted.or_explain()?;

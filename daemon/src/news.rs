@@ -63,9 +63,8 @@ pub fn believe(b: &impl SiteLookup, space: &SpaceId, news: &SpaceNews, now: u64)
     if let Some(stored) = b.grants(space)? {
         grants.follows(&stored)?;
     }
-    let head = |raw: &Bytes| {
-        Signed::<Head>::from_bytes(&raw.0).map_err(|cause| NewsError::Signed { what: "a head", cause })
-    };
+    let head =
+        |raw: &Bytes| Signed::<Head>::from_bytes(&raw.0).map_err(|cause| NewsError::Signed { what: "a head", cause });
     let heads = news.heads.iter().map(head).collect::<Result<Vec<_>, _>>()?;
     let owner = grants.genesis.owner;
     if !heads.is_empty() {

@@ -116,10 +116,12 @@ fn burn(
     b.put_ticket(id, &ticket)?;
     put_peer(b, card, now)?;
     if first {
-        grant(b, key, &space, Grant {
-            sections: ticket.sections,
-            ..Grant::new(card.site, &card.name, &[Right::Read], None)
-        })?;
+        grant(
+            b,
+            key,
+            &space,
+            Grant { sections: ticket.sections, ..Grant::new(card.site, &card.name, &[Right::Read], None) },
+        )?;
         journal::write(b, "admitted", Some(space), Some(card.site), &format!("ticket {}", id.short()))?;
     }
     Ok(space)

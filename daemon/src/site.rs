@@ -55,14 +55,17 @@ impl Site {
     pub fn card(&self) -> Signed<SiteCard> {
         let addresses = self.lane.local_addresses();
         let quic = addresses.iter().map(ToString::to_string);
-        Signed::sign(&self.key, SiteCard {
-            site: self.id,
-            name: self.name.clone(),
-            quic: quic.take(sluice_protocol::limits::ADDRESSES_MAX).collect(),
-            tls: vec![],
-            time_ms: now_ms(),
-            unknown: Default::default(),
-        })
+        Signed::sign(
+            &self.key,
+            SiteCard {
+                site: self.id,
+                name: self.name.clone(),
+                quic: quic.take(sluice_protocol::limits::ADDRESSES_MAX).collect(),
+                tls: vec![],
+                time_ms: now_ms(),
+                unknown: Default::default(),
+            },
+        )
     }
 
     /// The space of this name.

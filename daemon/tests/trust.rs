@@ -44,13 +44,16 @@ fn forge(root: &std::path::Path, change: &dyn Fn(&mut Entry)) {
         section.tree = builder.finish();
     }
     let annex = Annex { manifest: manifest.id(), tables: vec![], chunk_lists: None, unknown: Default::default() };
-    let forged = Signed::sign(&site.key(), Head {
-        manifest: manifest.id(),
-        annex: BlobHash::of(&annex.to_bytes()),
-        seq: head.seq + 1,
-        prev: Some(head.id()),
-        ..(*head).clone()
-    });
+    let forged = Signed::sign(
+        &site.key(),
+        Head {
+            manifest: manifest.id(),
+            annex: BlobHash::of(&annex.to_bytes()),
+            seq: head.seq + 1,
+            prev: Some(head.id()),
+            ..(*head).clone()
+        },
+    );
     catalog
         .write(|b| {
             for bytes in pages.iter().chain([&manifest.to_bytes(), &annex.to_bytes()]) {
@@ -163,7 +166,8 @@ async fn a_new_ticket_finds_an_owner_that_moved() {
     let root = world.dir.path().join("owner");
     let moved = world.dir.path().join("moved");
     let away = world.dir.path().join("away");
-    for (node, from, to) in [(&world.owner, &root, &moved), (&world.replica, &world.dir.path().join("replica"), &away)] {
+    for (node, from, to) in [(&world.owner, &root, &moved), (&world.replica, &world.dir.path().join("replica"), &away)]
+    {
         node.stop().await;
         assert!(std::process::Command::new("cp").arg("-a").arg(from).arg(to).status().unwrap().success());
     }
@@ -208,26 +212,32 @@ fn of_many_sites_that_redeem_one_ticket_at_once_one_gets_in() {
     let grants =
         Signed::sign(&owner, GrantSet { genesis, seq: 0, grants: vec![], time_ms: 0, unknown: Default::default() });
     catalog.write(|b| b.put_grants(&space, &grants)).unwrap();
-    let ticket = pairing::invite(&catalog, Invite {
-        space,
-        space_name: "acme".into(),
-        sections: vec![],
-        life_ms: 60_000,
-        site: id(&owner),
-        addresses: vec![],
-    })
+    let ticket = pairing::invite(
+        &catalog,
+        Invite {
+            space,
+            space_name: "acme".into(),
+            sections: vec![],
+            life_ms: 60_000,
+            site: id(&owner),
+            addresses: vec![],
+        },
+    )
     .unwrap();
 
     let redeem = |n: u8| {
         let key = SigningKey::from_bytes(&[n; 32]);
-        let card = Signed::sign(&key, SiteCard {
-            site: id(&key),
-            name: format!("site{n}"),
-            quic: vec![],
-            tls: vec![],
-            time_ms: 1,
-            unknown: Default::default(),
-        });
+        let card = Signed::sign(
+            &key,
+            SiteCard {
+                site: id(&key),
+                name: format!("site{n}"),
+                quic: vec![],
+                tls: vec![],
+                time_ms: 1,
+                unknown: Default::default(),
+            },
+        );
         let request = PairRequest {
             secret: ticket.body().secret,
             space,
@@ -237,7 +247,14 @@ fn of_many_sites_that_redeem_one_ticket_at_once_one_gets_in() {
         pairing::admit(&catalog, &owner, id(&key), &request)
     };
     let answers: Vec<_> = std::thread::scope(|s| {
-        let all: Vec<_> = (2..66).map(|n| s.spawn({ let redeem = &redeem; move || redeem(n) })).collect();
+        let all: Vec<_> = (2..66)
+            .map(|n| {
+                s.spawn({
+                    let redeem = &redeem;
+                    move || redeem(n)
+                })
+            })
+            .collect();
         all.into_iter().map(|t| t.join().unwrap()).collect()
     });
     assert_eq!(answers.iter().filter(|a| a.is_ok()).count(), 1);

@@ -81,22 +81,77 @@ pub fn check_new_space_name(name: &str) -> Result<(), ApiError> {
 pub enum Operation {
     Status,
     Doctor,
-    SpaceAdd { name: String, path: String, #[serde(default)] history: Option<History>, #[serde(default)] opaque: bool },
+    SpaceAdd {
+        name: String,
+        path: String,
+        #[serde(default)]
+        history: Option<History>,
+        #[serde(default)]
+        opaque: bool,
+    },
     SpaceList,
-    SpaceShow { space: String },
-    SpaceRemove { space: String },
-    Invite { space: String, #[serde(default)] sections: Vec<String>, #[serde(default)] expires_s: Option<u64> },
-    Join { ticket: String, #[serde(default)] into: Option<String>, #[serde(default)] sections: Vec<String> },
+    SpaceShow {
+        space: String,
+    },
+    SpaceRemove {
+        space: String,
+    },
+    Invite {
+        space: String,
+        #[serde(default)]
+        sections: Vec<String>,
+        #[serde(default)]
+        expires_s: Option<u64>,
+    },
+    Join {
+        ticket: String,
+        #[serde(default)]
+        into: Option<String>,
+        #[serde(default)]
+        sections: Vec<String>,
+    },
     PeerList,
-    PeerShow { peer: String },
-    PeerRevoke { peer: String, #[serde(default)] space: Option<String> },
-    SnapshotCreate { space: String, #[serde(default)] tag: Option<String> },
-    SnapshotList { space: String },
-    SnapshotShow { space: String, snapshot: Option<String> },
-    SnapshotDiff { space: String, from: String, to: Option<String> },
-    Sync { #[serde(default)] space: Option<String>, #[serde(default)] dry_run: bool },
-    Path { space: String, #[serde(default)] section: Option<String> },
-    Verify { space: String, #[serde(default)] deep: bool },
+    PeerShow {
+        peer: String,
+    },
+    PeerRevoke {
+        peer: String,
+        #[serde(default)]
+        space: Option<String>,
+    },
+    SnapshotCreate {
+        space: String,
+        #[serde(default)]
+        tag: Option<String>,
+    },
+    SnapshotList {
+        space: String,
+    },
+    SnapshotShow {
+        space: String,
+        snapshot: Option<String>,
+    },
+    SnapshotDiff {
+        space: String,
+        from: String,
+        to: Option<String>,
+    },
+    Sync {
+        #[serde(default)]
+        space: Option<String>,
+        #[serde(default)]
+        dry_run: bool,
+    },
+    Path {
+        space: String,
+        #[serde(default)]
+        section: Option<String>,
+    },
+    Verify {
+        space: String,
+        #[serde(default)]
+        deep: bool,
+    },
     Shutdown,
 }
 

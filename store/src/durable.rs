@@ -12,7 +12,7 @@ use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 
-use rustix::fs::{AtFlags, FileType, Mode, OFlags, RenameFlags};
+use rustix::fs::{AtFlags, FileType, FlockOperation, Mode, OFlags, RenameFlags};
 use rustix::io::Errno;
 use sluice_protocol::path::LakePath;
 
@@ -30,6 +30,14 @@ pub(crate) enum Kind {
     Folder,
     Link,
     Other,
+}
+
+/// Whether a folder could be locked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Lock {
+    Ours,
+    /// By another open handle.
+    Taken,
 }
 
 /// What `stat` says of a name.
@@ -196,6 +204,17 @@ impl Folder {
     /// Makes everything on the folder's file system durable.
     pub fn sync_all(&self) -> io::Result<()> {
         Ok(rustix::fs::syncfs(&self.0)?)
+    }
+
+    /// Keeps other processes from locking the folder while this handle is open.
+    pub fn lock(&self) -> io::Result<Lock> {
+        match rustix::fs::flock(&self.0, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => Ok(Lock::Ours),
+            Err(Errno::WOULDBLOCK) => Ok(Lock::Taken),
+            // Some network file systems have no locks; the daemon's own lock still stands.
+            Err(Errno::NOSYS | Errno::OPNOTSUPP | Errno::INVAL | Errno::NOLCK) => Ok(Lock::Ours),
+            Err(e) => Err(e.into()),
+        }
     }
 
     /// Sets the folder's permission bits.

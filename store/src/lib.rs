@@ -3,18 +3,18 @@
 //! Invariant: nothing is marked complete before its bytes are durable, nothing becomes visible that
 //! `verify` has not seen, and nothing is written outside the lake's own folder and the home.
 
-pub mod catalog;
-pub mod lake;
-pub mod table;
 pub mod blobs;
-mod durable;
-pub mod staging;
+pub mod catalog;
 pub mod chunk;
+mod durable;
+pub mod lake;
 pub mod outboard;
-pub mod scan;
-pub mod snapshot;
-pub mod watch;
 pub mod pins;
 pub mod publish;
+pub mod scan;
+pub mod snapshot;
+pub mod staging;
+pub mod table;
 pub mod verify;
 pub mod view;
+pub mod watch;

@@ -54,11 +54,7 @@ pub struct TableCapture {
 pub enum TableError {
     /// A committed version names a file that is not there: wait and retry, then keep the last good version.
     #[error("version {version} of table `{table}` names `{file}`, which is missing")]
-    MissingFile {
-        table: String,
-        version: u64,
-        file: String,
-    },
+    MissingFile { table: String, version: u64, file: String },
     /// The table needs a feature that this build cannot read.
     #[error("table `{table}` needs the feature `{feature}`, which this build cannot read")]
     UnsupportedFeature { table: String, feature: String },
@@ -85,12 +81,7 @@ pub trait TableReader: Send + Sync {
     /// Reads the table directory `root` on the owner's disk.
     ///
     /// `name` is how errors call the table (its lake path).
-    fn capture(
-        &self,
-        name: &str,
-        root: &Path,
-        history: History,
-    ) -> Result<TableCapture, TableError>;
+    fn capture(&self, name: &str, root: &Path, history: History) -> Result<TableCapture, TableError>;
 
     /// Opens a candidate through `view` and says what it is; the caller compares with the source's facts.
     fn prove(&self, name: &str, view: Arc<dyn SectionView>) -> Result<TableFacts, TableError>;

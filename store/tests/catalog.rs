@@ -29,7 +29,12 @@ fn spaces_do_not_see_each_other() {
     catalog
         .write(|b| {
             b.put_file(&SPACE, &path("a"), &FileRecord { print: print(), hash, unknown: Default::default() })?;
-            b.add_place(&SPACE, &hash, 3, Located { place: place.clone(), print: print(), unknown: Default::default() })?;
+            b.add_place(
+                &SPACE,
+                &hash,
+                3,
+                Located { place: place.clone(), print: print(), unknown: Default::default() },
+            )?;
             b.put_meta(&SPACE, b"meta")
         })
         .unwrap();

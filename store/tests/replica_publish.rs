@@ -231,23 +231,73 @@ fn an_edit_that_keeps_size_and_time_is_still_seen() {
 }
 
 #[test]
-fn files_added_or_removed_here_are_divergence_too() {
-    for change in ["add", "remove", "link"] {
+fn files_added_and_links_changed_here_are_divergence_too() {
+    for change in ["add", "link"] {
         let world = World::new();
         let parts = vec![part("raw", Raw, vec![file("a", "1"), link("l", "a")])];
         world.sync(&parts);
-        match change {
-            "add" => std::fs::write(world.at("raw/mine"), b"mine").unwrap(),
-            "remove" => std::fs::remove_file(world.at("raw/a")).unwrap(),
-            _ => {
-                std::fs::remove_file(world.at("raw/l")).unwrap();
-                std::os::unix::fs::symlink("elsewhere", world.at("raw/l")).unwrap();
-            }
+        if change == "add" {
+            std::fs::write(world.at("raw/mine"), b"mine").unwrap();
+        } else {
+            std::fs::remove_file(world.at("raw/l")).unwrap();
+            std::os::unix::fs::symlink("elsewhere", world.at("raw/l")).unwrap();
         }
         let next = world.verified(&[part("raw", Raw, vec![file("a", "2"), link("l", "a")])]);
         assert!(matches!(world.publish(&next), Err(PublishError::Diverged { .. })), "{change}");
         assert_eq!(world.report(false).problem_count, 1, "{change}");
     }
+}
+
+#[test]
+fn what_was_removed_here_comes_back_and_is_named() {
+    let world = World::new();
+    let items = vec![file("a", "1"), file("b/c", "2"), file("d", "3"), link("l", "a")];
+    world.sync(&[part("raw", Raw, items.clone())]);
+    for gone in ["raw/b/c", "raw/l", "raw/d"] {
+        std::fs::remove_file(world.at(gone)).unwrap();
+    }
+    assert_eq!(world.report(false).problem_count, 3);
+    let next = vec![part("raw", Raw, vec![file("a", "new"), items[1].clone(), items[3].clone()])];
+    let received = world.announce(&next);
+    world.deliver(&next);
+    assert!(world.check(received).is_err(), "the bytes are missing, and the catalog learns it");
+    let published = world.sync(&next);
+    assert_eq!(published.removed_here, ["raw/b/c", "raw/d", "raw/l"]);
+    world.assert_shows(&next);
+}
+
+#[test]
+fn a_removed_section_folder_is_made_again() {
+    let world = World::new();
+    let parts = vec![part("raw", Raw, vec![file("a", "1")]), part("t", Delta, delta(2))];
+    world.sync(&parts);
+    std::fs::remove_dir_all(world.at(".sluice/sections")).unwrap();
+    // Nothing changed at the source, so only publishing can find out.
+    let mut failed = 0;
+    while world.publish(&world.verified(&parts)).is_err() {
+        failed += 1;
+        world.deliver(&parts);
+    }
+    assert_eq!(failed, 2, "once for each section");
+    world.assert_shows(&parts);
+}
+
+#[test]
+fn two_do_not_publish_into_one_lake_at_once() {
+    let world = World::new();
+    let verified = world.verified(&[part("raw", Raw, vec![file("a", "1")])]);
+    struct Second<'a>(&'a World, &'a sluice_store::verify::Verified, std::sync::Mutex<Vec<bool>>);
+    impl sluice_store::publish::Hook for Second<'_> {
+        fn before(&self, _: sluice_store::publish::Step<'_>) -> Result<(), String> {
+            let busy = matches!(self.0.publish(self.1), Err(PublishError::Busy { .. }));
+            self.2.lock().unwrap().push(busy);
+            Ok(())
+        }
+    }
+    let hook = Second(&world, &verified, Default::default());
+    world.publish_with(&verified, &hook).unwrap();
+    let seen = hook.2.into_inner().unwrap();
+    assert!(seen.len() > 5 && seen.iter().all(|busy| *busy));
 }
 
 #[test]

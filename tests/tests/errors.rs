@@ -247,7 +247,10 @@ fn a_table_that_cannot_be_read_is_refused_by_name_or_carried_opaque() {
     let log = lake.root().join("delta/events/_delta_log");
     std::fs::write(log.join("00000000000000000002.json"), b"{ this is no commit").expect("our lake");
     let damaged = site.run(["space", "add", "acme", text(lake.root()), "--json"]);
-    assert_eq!(damaged.code, 4, "everything else is shared, and the exit code says that something is not: {damaged:#?}");
+    assert_eq!(
+        damaged.code, 4,
+        "everything else is shared, and the exit code says that something is not: {damaged:#?}"
+    );
     let skipped = &damaged.json()["skipped"][0];
     assert_eq!(skipped["path"], "delta/events");
     let reason = skipped["reason"].as_str().expect("a reason");

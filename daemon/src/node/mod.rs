@@ -177,9 +177,7 @@ impl Node for SiteNode {
             Operation::SnapshotShow { space, snapshot } => {
                 self.snapshot_show(&space, snapshot).map(|s| Outcome::SnapshotDetail(Box::new(s)))
             }
-            Operation::SnapshotDiff { space, from, to } => {
-                self.snapshot_diff(&space, &from, to).map(Outcome::Diff)
-            }
+            Operation::SnapshotDiff { space, from, to } => self.snapshot_diff(&space, &from, to).map(Outcome::Diff),
             Operation::Sync { space, dry_run } => self.sync(space, dry_run, sink).await.map(Outcome::Sync),
             Operation::Path { space, section } => self.path(&space, section).map(Outcome::Path),
             Operation::Verify { space, deep } => self.verify(&space, deep, sink).await.map(Outcome::Verify),

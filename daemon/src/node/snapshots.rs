@@ -89,7 +89,9 @@ impl SiteNode {
                 Failure::Error,
                 format!(
                     "site {} has seen a newer head of this space (epoch {}, seq {}) than this site remembers: this site was set back to an older state",
-                    peer.short(), theirs.0, theirs.1
+                    peer.short(),
+                    theirs.0,
+                    theirs.1
                 ),
                 "restore a newer backup of this home; signing on from here would look like a rewritten history to every copy",
             ));
@@ -170,12 +172,7 @@ impl SiteNode {
     }
 
     /// All entries of a snapshot by their path in the lake.
-    fn listing(
-        &self,
-        reader: &Reader,
-        space: &SpaceId,
-        id: &SnapshotId,
-    ) -> Result<BTreeMap<String, Entry>, ApiError> {
+    fn listing(&self, reader: &Reader, space: &SpaceId, id: &SnapshotId) -> Result<BTreeMap<String, Entry>, ApiError> {
         let mut all = BTreeMap::new();
         for section in self.manifest_of(reader, space, id)?.sections {
             for entry in entries(reader, space, &section.tree).or_explain()? {
@@ -187,12 +184,7 @@ impl SiteNode {
         Ok(all)
     }
 
-    pub(super) fn manifest_of(
-        &self,
-        reader: &Reader,
-        space: &SpaceId,
-        id: &SnapshotId,
-    ) -> Result<Manifest, ApiError> {
+    pub(super) fn manifest_of(&self, reader: &Reader, space: &SpaceId, id: &SnapshotId) -> Result<Manifest, ApiError> {
         let raw = reader.meta(space, &(*id).into()).or_explain()?;
         raw.and_then(|raw| Manifest::from_bytes(&raw).ok()).ok_or_else(|| {
             let text = format!("the manifest of snapshot {} is not here", id.short());

@@ -98,13 +98,10 @@ impl SiteNode {
         if let Some(recovery) = self.site.recovery {
             grants.push(Grant::new(recovery, "recovery", &[Right::Succeed], None));
         }
-        let grants = Signed::sign(&self.site.key, GrantSet {
-            genesis,
-            seq: 0,
-            grants,
-            time_ms: now_ms(),
-            unknown: Default::default(),
-        });
+        let grants = Signed::sign(
+            &self.site.key,
+            GrantSet { genesis, seq: 0, grants, time_ms: now_ms(), unknown: Default::default() },
+        );
         let record = SpaceRecord {
             name: name.to_string(),
             role: Role::Owner,
@@ -142,7 +139,9 @@ impl SiteNode {
             ));
         }
         let limited = Grant { sections: sections.clone(), ..Grant::new(self.site.id, "limit", &[Right::Read], None) };
-        limited.check().map_err(|e| usage(e.to_string(), "name a section's kind or folder, as `sluice space show` lists them"))?;
+        limited
+            .check()
+            .map_err(|e| usage(e.to_string(), "name a section's kind or folder, as `sluice space show` lists them"))?;
         let life_ms = expires_s.map_or(TICKET_LIFE_MS, |s| s.saturating_mul(1000));
         let invite = pairing::Invite {
             space,
@@ -253,9 +252,9 @@ impl SiteNode {
             ApiError::new(Failure::Error, format!("`{}` cannot be made: {e}", path.display()), hint)
         })?;
         let lake = Lake::open(&path).or_explain()?;
-        let fits = self.refuse_taken(name, lake.root()).and_then(|()| {
-            publish::check_target(&lake, &self.site.catalog, space).or_explain()
-        });
+        let fits = self
+            .refuse_taken(name, lake.root())
+            .and_then(|()| publish::check_target(&lake, &self.site.catalog, space).or_explain());
         if let Err(e) = fits {
             leave_nothing(lake.root(), made);
             return Err(e);
@@ -388,7 +387,12 @@ impl SiteNode {
             journal::write(b, "space removed", Some(space), None, &record.name)
         });
         removed.or_explain()?;
-        Ok(Done { done: format!("`{}` is no longer a space of this site; its files at `{}` were not touched", record.name, record.lake) })
+        Ok(Done {
+            done: format!(
+                "`{}` is no longer a space of this site; its files at `{}` were not touched",
+                record.name, record.lake
+            ),
+        })
     }
 
     pub(super) fn path(&self, name: &str, section: Option<String>) -> Result<PathAnswer, ApiError> {

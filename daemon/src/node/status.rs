@@ -50,8 +50,13 @@ impl SiteNode {
         let contents = self.contents(&spaces)?;
         let (home, site) = (self.home.root().to_path_buf(), self.site.clone());
         off_reactor(move || {
-            let patient =
-                Patient { home: &home, config: &site.config, allow_volatile: site.allow_volatile, lakes: &lakes, daemon };
+            let patient = Patient {
+                home: &home,
+                config: &site.config,
+                allow_volatile: site.allow_volatile,
+                lakes: &lakes,
+                daemon,
+            };
             let mut checks = examine(&patient);
             checks.push(contents_check(contents));
             Ok(report(checks))

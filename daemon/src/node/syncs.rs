@@ -30,7 +30,9 @@ impl SiteNode {
             match self.sync_one(space, record, dry_run, sink.clone()).await {
                 Ok(report) => {
                     if spaces.len() > 1 {
-                        sink.report(Progress::Note { text: format!("{}: {} is here", record.name, report.snapshot.short()) });
+                        sink.report(Progress::Note {
+                            text: format!("{}: {} is here", record.name, report.snapshot.short()),
+                        });
                     }
                     reports.push(report);
                 }

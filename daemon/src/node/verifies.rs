@@ -81,17 +81,14 @@ impl Found {
 }
 
 /// A replica: what is published against the manifest.
-fn published(
-    site: &Site,
-    space: &SpaceId,
-    record: &SpaceRecord,
-    deep: bool,
-    job: &Job,
-) -> Result<Found, ApiError> {
+fn published(site: &Site, space: &SpaceId, record: &SpaceRecord, deep: bool, job: &Job) -> Result<Found, ApiError> {
     let lake = site.lake_of(record)?;
     let report = verify_live(&lake, &site.catalog, space, deep, &site.readers, job).or_explain()?;
     let problems = report.problems.into_iter();
-    let problems = problems.map(|p| Problem { path: if p.path.is_empty() { p.section } else { p.path }, problem: p.what }).take(PROBLEMS_MAX).collect();
+    let problems = problems
+        .map(|p| Problem { path: if p.path.is_empty() { p.section } else { p.path }, problem: p.what })
+        .take(PROBLEMS_MAX)
+        .collect();
     Ok(Found { files: report.files, bytes: report.bytes, problems, moved_on: 0 })
 }
 

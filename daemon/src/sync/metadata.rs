@@ -16,8 +16,8 @@ use sluice_protocol::manifest::Manifest;
 use sluice_protocol::tree::{Page, TreeRef, missing_pages};
 use sluice_store::catalog::{Catalog, CatalogError, Lookup, Reader};
 
-use super::source::Source;
 use super::SyncError;
+use super::source::Source;
 
 /// Pieces of metadata that are asked for at once: with the largest pages 128 MiB.
 const IN_FLIGHT: usize = 8;

@@ -66,12 +66,7 @@ pub fn entries(r: &Reader, space: &SpaceId, tree: &TreeRef) -> Result<Vec<Entry>
 
 impl Survey {
     /// Compares the chosen sections of `new` with those of `old`, the manifest that is live.
-    pub fn take(
-        r: &Reader,
-        space: &SpaceId,
-        old: Option<&Manifest>,
-        new: &[&Section],
-    ) -> Result<Self, SyncError> {
+    pub fn take(r: &Reader, space: &SpaceId, old: Option<&Manifest>, new: &[&Section]) -> Result<Self, SyncError> {
         let mut survey = Survey::default();
         let mut seen = HashSet::new();
         let before: HashMap<Option<&LakePath>, &Section> =
@@ -122,11 +117,7 @@ impl Survey {
     }
 
     /// The plan, from what is here and the chunk lists that arrived.
-    pub fn plan(
-        &self,
-        here: &SpaceHoldings<'_>,
-        list_of: &dyn Fn(&BlobHash) -> Option<ChunkList>,
-    ) -> Plan {
+    pub fn plan(&self, here: &SpaceHoldings<'_>, list_of: &dyn Fn(&BlobHash) -> Option<ChunkList>) -> Plan {
         let mut plan = Plan::default();
         for (section, files, bytes) in &self.same {
             plan.same_section(section, *files, *bytes);
@@ -148,7 +139,11 @@ impl Survey {
 
     /// Bytes that `rsync -a` would have moved: a file under a new name whole, a changed file as far as
     /// its chunks do not lie in the file that had the same name.
-    pub fn rsync_bytes(&self, old_list: &dyn Fn(&BlobHash) -> Option<ChunkList>, new_list: &dyn Fn(&BlobHash) -> Option<ChunkList>) -> u64 {
+    pub fn rsync_bytes(
+        &self,
+        old_list: &dyn Fn(&BlobHash) -> Option<ChunkList>,
+        new_list: &dyn Fn(&BlobHash) -> Option<ChunkList>,
+    ) -> u64 {
         let moved = |(base, hash, size): &(Option<BlobHash>, BlobHash, u64)| -> u64 {
             let lists = base.as_ref().and_then(old_list).zip(new_list(hash));
             let Some((old, new)) = lists else { return *size };

@@ -151,7 +151,8 @@ impl Transfer {
 
     /// A disk that is too small is known before an hour of fetching, not after.
     fn check_room(&self, plan: &Plan) -> Result<(), SyncError> {
-        let reserved: HashSet<BlobHash> = self.catalog.read()?.stagings(&self.space)?.into_iter().map(|s| s.0).collect();
+        let reserved: HashSet<BlobHash> =
+            self.catalog.read()?.stagings(&self.space)?.into_iter().map(|s| s.0).collect();
         let fresh = plan.blobs.iter().filter(|b| !reserved.contains(&b.wanted.hash));
         let needed: u64 = fresh.map(|b| b.wanted.size).sum();
         let Ok(disk) = rustix::fs::statvfs(self.lake.root()) else { return Ok(()) };
@@ -201,9 +202,8 @@ impl Transfer {
         let mut open: Option<(BlobHash, std::fs::File)> = None;
         for copy in &blob.copies {
             if open.as_ref().is_none_or(|(hash, _)| *hash != copy.from.blob) {
-                open = open_blob(&self.lake, &reader, &self.space, &copy.from.blob)
-                    .ok()
-                    .map(|b| (copy.from.blob, b.file));
+                open =
+                    open_blob(&self.lake, &reader, &self.space, &copy.from.blob).ok().map(|b| (copy.from.blob, b.file));
             }
             if let Some((_, file)) = &open {
                 // A chunk that no longer hashes to its name stays missing, and is fetched.

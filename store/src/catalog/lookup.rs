@@ -51,12 +51,7 @@ pub trait Raw {
     #[doc(hidden)]
     fn raw_get(&self, table: usize, key: &[u8]) -> Result<Option<Vec<u8>>, CatalogError>;
     #[doc(hidden)]
-    fn raw_scan(
-        &self,
-        table: usize,
-        prefix: &[u8],
-        each: &mut EachRow<'_>,
-    ) -> Result<(), CatalogError>;
+    fn raw_scan(&self, table: usize, prefix: &[u8], each: &mut EachRow<'_>) -> Result<(), CatalogError>;
     #[doc(hidden)]
     fn raw_last(&self, table: usize, prefix: &[u8]) -> Result<Option<Vec<u8>>, CatalogError>;
     #[doc(hidden)]
@@ -67,12 +62,7 @@ impl Raw for Reader {
     fn raw_get(&self, table: usize, key: &[u8]) -> Result<Option<Vec<u8>>, CatalogError> {
         Ok(self.tables[table].get(key)?.map(|v| v.value().to_vec()))
     }
-    fn raw_scan(
-        &self,
-        table: usize,
-        prefix: &[u8],
-        each: &mut EachRow<'_>,
-    ) -> Result<(), CatalogError> {
+    fn raw_scan(&self, table: usize, prefix: &[u8], each: &mut EachRow<'_>) -> Result<(), CatalogError> {
         scan_table(&self.tables[table], prefix, each)
     }
     fn raw_last(&self, table: usize, prefix: &[u8]) -> Result<Option<Vec<u8>>, CatalogError> {

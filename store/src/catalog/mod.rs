@@ -24,11 +24,11 @@ use sluice_protocol::codec::CodecError;
 use sluice_protocol::ids::BlobHash;
 
 pub use lookup::{Lookup, Raw, StoredTree};
-pub use site::SiteLookup;
 pub use records::{
     BlobRecord, FileRecord, JournalRecord, LiveRecord, LiveSection, Located, PeerRecord, Role, SnapshotRecord,
     SpaceRecord, StagingRecord, TicketRecord,
 };
+pub use site::SiteLookup;
 pub use write::Batch;
 
 /// The layout of the tables; another number is refused.
@@ -113,13 +113,7 @@ macro_rules! from_redb {
         fn from(e: $t) -> Self { store_error(redb::Error::from(e)) }
     })* };
 }
-from_redb!(
-    redb::TransactionError,
-    redb::TableError,
-    redb::StorageError,
-    redb::CommitError,
-    redb::SetDurabilityError
-);
+from_redb!(redb::TransactionError, redb::TableError, redb::StorageError, redb::CommitError, redb::SetDurabilityError);
 
 fn store_error(e: redb::Error) -> CatalogError {
     match e {
@@ -163,11 +157,7 @@ impl Catalog {
                 }
             }
         })?;
-        if found == SCHEMA {
-            Ok(())
-        } else {
-            Err(CatalogError::UnknownSchema { path: path.to_path_buf(), found })
-        }
+        if found == SCHEMA { Ok(()) } else { Err(CatalogError::UnknownSchema { path: path.to_path_buf(), found }) }
     }
 
     /// One consistent view of everything.
@@ -181,10 +171,7 @@ impl Catalog {
     }
 
     /// One durable change: all of it or nothing.
-    pub fn write<T, E: From<CatalogError>>(
-        &self,
-        change: impl FnOnce(&mut Batch) -> Result<T, E>,
-    ) -> Result<T, E> {
+    pub fn write<T, E: From<CatalogError>>(&self, change: impl FnOnce(&mut Batch) -> Result<T, E>) -> Result<T, E> {
         let begin = || -> Result<_, CatalogError> {
             let mut txn = self.0.db.begin_write()?;
             txn.set_durability(Durability::Immediate)?;
@@ -212,9 +199,7 @@ fn open_db(path: &Path) -> Result<Database, CatalogError> {
     let at = || path.to_path_buf();
     let corrupt = |cause: String| CatalogError::Corrupt { path: at(), cause };
     // redb may panic on a file that is cut or overwritten; a damaged catalog is an error, not a crash.
-    let opened = std::panic::catch_unwind(|| {
-        Database::builder().set_cache_size(CACHE_BYTES).create(path)
-    });
+    let opened = std::panic::catch_unwind(|| Database::builder().set_cache_size(CACHE_BYTES).create(path));
     match opened {
         Err(_) => Err(corrupt("its pages contradict each other".into())),
         Ok(Ok(db)) => Ok(db),

@@ -150,7 +150,12 @@ impl Batch {
     }
 
     /// Records a snapshot's totals.
-    pub fn put_snapshot(&mut self, space: &SpaceId, id: &SnapshotId, record: &SnapshotRecord) -> Result<(), CatalogError> {
+    pub fn put_snapshot(
+        &mut self,
+        space: &SpaceId,
+        id: &SnapshotId,
+        record: &SnapshotRecord,
+    ) -> Result<(), CatalogError> {
         self.put(Table::Snapshots, &key2(&space.0, &id.0), &encode(record))
     }
 

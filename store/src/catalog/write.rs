@@ -33,12 +33,7 @@ impl Raw for Batch {
         let found = redb::ReadableTable::get(&table, key)?.map(|v| v.value().to_vec());
         Ok(found)
     }
-    fn raw_scan(
-        &self,
-        table: usize,
-        prefix: &[u8],
-        each: &mut EachRow<'_>,
-    ) -> Result<(), CatalogError> {
+    fn raw_scan(&self, table: usize, prefix: &[u8], each: &mut EachRow<'_>) -> Result<(), CatalogError> {
         scan_table(&self.txn.open_table(DEFS[table])?, prefix, each)
     }
     fn raw_last(&self, table: usize, prefix: &[u8]) -> Result<Option<Vec<u8>>, CatalogError> {
@@ -134,11 +129,7 @@ impl Batch {
     pub fn remove_place(&mut self, space: &SpaceId, hash: &BlobHash, place: &Place) -> Result<(), CatalogError> {
         let Some(mut record) = self.blob(space, hash)? else { return Ok(()) };
         record.places.retain(|p| p.place != *place);
-        if record.places.is_empty() {
-            self.remove_blob(space, hash)
-        } else {
-            self.put_blob(space, hash, &record)
-        }
+        if record.places.is_empty() { self.remove_blob(space, hash) } else { self.put_blob(space, hash, &record) }
     }
 
     /// Forgets a blob.
@@ -202,7 +193,12 @@ impl Batch {
     }
 
     /// Records what of a blob is durable in staging.
-    pub fn put_staging(&mut self, space: &SpaceId, hash: &BlobHash, record: &StagingRecord) -> Result<(), CatalogError> {
+    pub fn put_staging(
+        &mut self,
+        space: &SpaceId,
+        hash: &BlobHash,
+        record: &StagingRecord,
+    ) -> Result<(), CatalogError> {
         self.put(Table::Staging, &key2(&space.0, &hash.0), &encode(record))
     }
 

@@ -19,6 +19,7 @@ use super::place::{self, Blobs, Inodes, Over, Placer};
 use super::plan::{self, How, Plan, SectionPlan};
 use super::target::link_text;
 use super::{PublishError, PublishedSection};
+use crate::blobs::settle;
 use crate::catalog::{LiveRecord, Lookup};
 use crate::verify::entries_of;
 use crate::watch::Watch;
@@ -78,13 +79,25 @@ fn make(
     let mut placed = 0;
     for (n, entry) in entries.iter().enumerate() {
         tell(watch, n as u64, entries.len() as u64)?;
-        placed += u64::from(make_entry(placer, s, name, entry, begun)?);
+        let done = make_entry(placer, s, name, entry, begun);
+        if let Err(PublishError::BlobGone { .. }) = done {
+            forget_gone(hands, &entries)?;
+        }
+        placed += u64::from(done?);
         if placer.pending() >= PLACED_AT_ONCE {
             placer.save(live, &shown)?;
         }
     }
     placer.save(live, &shown)?;
     Ok(placed)
+}
+
+/// Lets the catalog forget blobs that are not where they were, so that the next sync fetches them.
+fn forget_gone(hands: &Hands<'_>, entries: &[Entry]) -> Result<(), PublishError> {
+    for hash in entries.iter().filter_map(|e| e.hash) {
+        settle(hands.lake, hands.catalog, &hands.space, &hash)?;
+    }
+    Ok(())
 }
 
 /// Puts one entry into a folder of ours; says whether a file was placed.

@@ -12,7 +12,7 @@ use sluice_protocol::path::LakePath;
 
 use super::PublishError;
 use crate::catalog::{Batch, Catalog, CatalogError};
-use crate::durable::{Folder, Unsynced, set_mode, set_mtime};
+use crate::durable::{Folder, Lock, Unsynced, set_mode, set_mtime};
 use crate::lake::Lake;
 use crate::staging::STAGING_FOLDER;
 
@@ -81,6 +81,10 @@ impl<'a> Hands<'a> {
         };
         let top = Folder::of(lake.dir()).map_err(failed(""))?;
         let own = Folder::of(lake.own()?).map_err(failed(".sluice"))?;
+        // Held as long as the folder is open: two homes on one lake do not publish at once.
+        if own.lock().map_err(failed(".sluice"))? == Lock::Taken {
+            return Err(PublishError::Busy { folder: lake.root().to_path_buf() });
+        }
         let mode = own.mode().map_err(failed(".sluice"))?;
         if mode | PASS_THROUGH_MODE != mode {
             own.set_mode(mode | PASS_THROUGH_MODE).map_err(failed(".sluice"))?;

@@ -29,6 +29,7 @@ use std::path::PathBuf;
 use sluice_protocol::ids::{BlobHash, SnapshotId, SpaceId};
 use sluice_protocol::path::{LakePath, PathError};
 
+use crate::blobs::BlobError;
 use crate::catalog::{Catalog, CatalogError, LiveRecord, LiveSection, Lookup};
 use crate::lake::{Lake, LakeError};
 use crate::verify::{LinkError, Verified};
@@ -105,6 +106,8 @@ pub enum PublishError {
     Occupied { path: PathBuf },
     #[error("`{path}` does not belong into a generation")]
     Stranger { path: PathBuf },
+    #[error("another process is publishing into `{folder}`")]
+    Busy { folder: PathBuf },
     #[error("the disk of `{folder}` is full")]
     DiskFull { folder: PathBuf },
     #[error("blob {hash} for `{path}` is not here any more")]
@@ -113,6 +116,8 @@ pub enum PublishError {
     Entries { section: String, cause: String },
     #[error("`{path}`: {source}")]
     Path { path: String, source: PathError },
+    #[error(transparent)]
+    Blob(#[from] BlobError),
     #[error(transparent)]
     Link(#[from] LinkError),
     #[error("`{path}`: {source}")]
@@ -142,42 +147,49 @@ pub fn publish(
     let left = intent::load(&reader, &hands.space)?;
     let mut plan = plan::plan(&hands, &reader, verified, live.as_ref(), left.as_ref())?;
     drop(reader);
-    if let Some(live) = live.as_ref().filter(|l| plan.changes_nothing(Some(l), verified)) {
-        if left.is_some() {
-            hands.commit("forget intent", |b| intent::clear(b, &hands.space))?;
-        }
-        let cleaned = cleanup::clean(&hands, options.keep_generations)?;
-        let sections = plan.sections.iter().map(|s| published(s, 0)).collect();
-        return Ok(Published { already: true, ..done(verified, live.generation, sections, cleaned, recovered) });
+    for path in &plan.removed_here {
+        watch.note(format!("`{path}` was removed here"));
     }
-    let generation = begin(&hands, verified, &mut plan, left.as_ref())?;
-    let (sections, blobs, touched) = fill::all(&hands, &plan, live.as_ref(), watch)?;
-    generation::build(&hands, generation, &plan.sections)?;
-    let record = live_record(verified, generation, &plan);
-    let change = commit::Change { plan: &plan, record: &record, annex: verified.head().annex, blobs, touched };
-    hands.commit("live", |b| commit::make_live(b, &hands, &change))?;
-    generation::switch(&hands, generation)?;
-    generation::show(&hands, &plan::top_names(&plan.sections)?)?;
-    let cleaned = cleanup::clean(&hands, options.keep_generations)?;
-    Ok(done(verified, generation, sections, cleaned, recovered))
-}
-
-fn done(
-    verified: &Verified,
-    generation: u64,
-    sections: Vec<PublishedSection>,
-    cleaned: Cleaned,
-    recovered: Recovered,
-) -> Published {
-    Published {
+    let standing = live.as_ref().filter(|l| plan.changes_nothing(Some(l), verified));
+    let (generation, sections) = match standing {
+        Some(live) => {
+            if left.is_some() {
+                hands.commit("forget intent", |b| intent::clear(b, &hands.space))?;
+            }
+            (live.generation, plan.sections.iter().map(|s| published(s, 0)).collect())
+        }
+        None => go_live(&hands, verified, &mut plan, live.as_ref(), left.as_ref(), watch)?,
+    };
+    Ok(Published {
         snapshot: verified.snapshot(),
         generation,
-        already: false,
+        already: standing.is_some(),
         sections,
         unproven: verified.unproven(),
-        cleaned,
+        removed_here: plan.removed_here,
+        cleaned: cleanup::clean(&hands, options.keep_generations)?,
         recovered,
-    }
+    })
+}
+
+/// All steps from the intent to the visible names.
+fn go_live(
+    hands: &Hands<'_>,
+    verified: &Verified,
+    plan: &mut Plan<'_>,
+    live: Option<&LiveRecord>,
+    left: Option<&Intent>,
+    watch: &dyn Watch,
+) -> Result<(u64, Vec<PublishedSection>), PublishError> {
+    let generation = begin(hands, verified, plan, left)?;
+    let (sections, blobs, touched) = fill::all(hands, plan, live, watch)?;
+    generation::build(hands, generation, &plan.sections)?;
+    let record = live_record(verified, generation, plan);
+    let change = commit::Change { plan, record: &record, annex: verified.head().annex, blobs, touched };
+    hands.commit("live", |b| commit::make_live(b, hands, &change))?;
+    generation::switch(hands, generation)?;
+    generation::show(hands, &plan::top_names(&plan.sections)?)?;
+    Ok((generation, sections))
 }
 
 fn published(s: &SectionPlan<'_>, files: u64) -> PublishedSection {

@@ -24,7 +24,7 @@ use crate::blobs::{Fit, compare, prove_place};
 use crate::catalog::{Located, Lookup, Reader};
 use crate::durable::{Folder, Unsynced};
 use crate::lake::{Fingerprint, Lake, Place};
-use crate::staging::{part_name, part_place};
+use crate::staging::{is_staged, part_name};
 
 /// Permission bits of a published file whose entry says nothing.
 const PLAIN_MODE: u32 = 0o444;
@@ -97,8 +97,7 @@ impl<'h, 'a> Placer<'h, 'a> {
             let mut known = Known::default();
             if let Some(record) = record {
                 known.size = record.size;
-                let staging = part_place(hash);
-                let (staged, places) = record.places.into_iter().partition(|at| at.place == staging);
+                let (staged, places) = record.places.into_iter().partition(|at| is_staged(&at.place));
                 known.staged = <Vec<Located>>::into_iter(staged).next();
                 known.places = places;
             }

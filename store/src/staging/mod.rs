@@ -121,6 +121,11 @@ pub(crate) fn part_place(hash: &BlobHash) -> Place {
     Place::Own(LakePath::parse(&text).expect("a hash makes a valid path"))
 }
 
+/// Whether a place of a blob is its staged part.
+pub(crate) fn is_staged(place: &Place) -> bool {
+    matches!(place, Place::Own(path) if path.names().next() == Some(STAGING_FOLDER))
+}
+
 impl Staging {
     /// Opens the staging folder of a lake, made on first use.
     pub fn open(lake: &Lake, space: SpaceId, catalog: &Catalog) -> Result<Self, StagingError> {

@@ -23,6 +23,7 @@ use sluice_protocol::ids::{BlobHash, SnapshotId, SpaceId};
 use sluice_protocol::manifest::{Entry, Manifest, Section};
 use sluice_protocol::path::LakePath;
 use sluice_protocol::signed::Signed;
+use sluice_protocol::stages::{Replace, grows_in_place, replace_of};
 use sluice_protocol::tree::{TreeError, read_tree};
 
 pub use layout::LayoutError;
@@ -185,11 +186,9 @@ pub fn verify(
     drop(reader);
     let mut blobs = blobs::Check::new(lake, catalog, &received.space, watch);
     for (section, _) in all.iter().zip(&looks).filter(|(_, look)| **look == Look::New) {
-        // What is published under the same path with the same bytes was checked when it was published.
         let old = before.as_ref().and_then(|m| m.sections.iter().find(|s| s.path == section.path));
         let old = old.filter(|o| live.as_ref().is_some_and(|l| l.sections.iter().any(|s| s.tree == o.tree.page)));
-        let fresh = diff::changes(&catalog.read()?, &received.space, old, section)?.come;
-        blobs.section(section, &fresh)?;
+        blobs.section(section, &unproven_entries(&catalog.read()?, &received.space, old, section)?)?;
     }
     blobs.finish()?;
     let view = |entries: &[Entry]| ManifestView::new(lake, catalog, &received.space, entries);
@@ -208,6 +207,28 @@ pub fn verify(
         sections.push(VerifiedSection { section: section.clone(), proof });
     }
     Ok(Verified { space: received.space, head: received.head, sections })
+}
+
+/// The entries whose blobs must be looked for.
+///
+/// A table that only grows keeps its folder and what is in it, which was checked when it was
+/// published: so a commit to a table of a million files costs what it adds. Any other change makes a
+/// new folder out of all files, and each of them must be there.
+fn unproven_entries(
+    reader: &impl Lookup,
+    space: &SpaceId,
+    old: Option<&Section>,
+    section: &Section,
+) -> Result<Vec<Entry>, VerifyError> {
+    let growing = old.filter(|o| grows_in_place(section.kind) && o.kind == section.kind && !section.shallow);
+    if let Some(old) = growing {
+        let changes = diff::changes(reader, space, Some(old), section)?;
+        let pointers = |e: &Entry| replace_of(section.kind, &e.path) == Replace::Pointer;
+        if changes.gone.iter().all(pointers) {
+            return Ok(changes.come);
+        }
+    }
+    entries_of(reader, space, section)
 }
 
 /// How much of a section has to be looked at.

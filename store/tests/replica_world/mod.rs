@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use bytes::Bytes;
 use ed25519_dalek::SigningKey;
@@ -113,7 +114,7 @@ pub struct World {
     pub catalog: Catalog,
     pub space: SpaceId,
     key: SigningKey,
-    seq: std::cell::Cell<u64>,
+    seq: AtomicU64,
 }
 
 impl World {
@@ -125,7 +126,7 @@ impl World {
         let lake = Lake::open(&dir.path().join("lake")).unwrap();
         let catalog = Catalog::open(&dir.path().join("home")).unwrap();
         let key = SigningKey::from_bytes(&[7; 32]);
-        Self { dir, lake, catalog, space: SpaceId([3; 32]), key, seq: 0.into() }
+        Self { dir, lake, catalog, space: SpaceId([3; 32]), key, seq: AtomicU64::new(0) }
     }
 
     /// The process ends and another begins: nothing is kept but what is on the disk.
@@ -184,7 +185,7 @@ impl World {
                 pages.iter().try_for_each(|p| b.put_meta(&self.space, p).map(drop))
             })
             .unwrap();
-        let seq = self.seq.replace(self.seq.get() + 1);
+        let seq = self.seq.fetch_add(1, Ordering::Relaxed);
         let head = Head {
             space: self.space,
             writer: SiteId(self.key.verifying_key().to_bytes()),
