@@ -3,14 +3,20 @@
 mod common;
 
 use common::{World, call, config, home, noise};
+use ed25519_dalek::SigningKey;
 use sluice_daemon::node::SiteNode;
+use sluice_daemon::pairing::{self, Invite};
 use sluice_protocol::annex::Annex;
 use sluice_protocol::api::{Operation, SpaceState};
-use sluice_protocol::codec::Document;
+use sluice_protocol::card::SiteCard;
+use sluice_protocol::codec::{Bytes, Document};
+use sluice_protocol::grants::{Genesis, GrantSet};
 use sluice_protocol::head::Head;
-use sluice_protocol::ids::{BlobHash, SpaceId};
+use sluice_protocol::ids::{BlobHash, SiteId, SpaceId};
 use sluice_protocol::manifest::{Entry, Manifest};
+use sluice_protocol::messages::{PairRequest, REFUSED_USED};
 use sluice_protocol::signed::Signed;
+use sluice_protocol::ticket::Ticket;
 use sluice_protocol::tree::{TreeBuilder, read_tree};
 use sluice_store::catalog::{Catalog, CatalogError, Lookup, SiteLookup};
 
@@ -186,22 +192,12 @@ async fn a_new_ticket_finds_an_owner_that_moved() {
     assert_eq!(call(&replica, sync).await.unwrap()["spaces"][0]["changed"], false);
 }
 
-#[test]
-fn of_many_sites_that_redeem_one_ticket_at_once_one_gets_in() {
-    use ed25519_dalek::SigningKey;
-    use sluice_daemon::pairing::{self, Invite};
-    use sluice_protocol::card::SiteCard;
-    use sluice_protocol::codec::Bytes;
-    use sluice_protocol::grants::{Genesis, GrantSet};
-    use sluice_protocol::ids::SiteId;
-    use sluice_protocol::messages::{PairRequest, REFUSED_USED};
-
-    let dir = tempfile::tempdir().unwrap();
-    let catalog = Catalog::open(dir.path()).unwrap();
-    let owner = SigningKey::from_bytes(&[1; 32]);
-    let id = |key: &SigningKey| SiteId(key.verifying_key().to_bytes());
+/// A catalog that owns a space, and a ticket for it.
+fn owner_with_ticket(dir: &std::path::Path, owner: &SigningKey) -> (Catalog, SpaceId, Ticket) {
+    let catalog = Catalog::open(dir).unwrap();
+    let id = SiteId(owner.verifying_key().to_bytes());
     let genesis = Genesis {
-        owner: id(&owner),
+        owner: id,
         name: "acme".into(),
         nonce: [0; 16],
         recovery: None,
@@ -210,21 +206,20 @@ fn of_many_sites_that_redeem_one_ticket_at_once_one_gets_in() {
     };
     let space = genesis.space_id();
     let grants =
-        Signed::sign(&owner, GrantSet { genesis, seq: 0, grants: vec![], time_ms: 0, unknown: Default::default() });
+        Signed::sign(owner, GrantSet { genesis, seq: 0, grants: vec![], time_ms: 0, unknown: Default::default() });
     catalog.write(|b| b.put_grants(&space, &grants)).unwrap();
-    let ticket = pairing::invite(
-        &catalog,
-        Invite {
-            space,
-            space_name: "acme".into(),
-            sections: vec![],
-            life_ms: 60_000,
-            site: id(&owner),
-            addresses: vec![],
-        },
-    )
-    .unwrap();
+    let invite =
+        Invite { space, space_name: "acme".into(), sections: vec![], life_ms: 60_000, site: id, addresses: vec![] };
+    let ticket = pairing::invite(&catalog, invite).unwrap();
+    (catalog, space, ticket)
+}
 
+#[test]
+fn of_many_sites_that_redeem_one_ticket_at_once_one_gets_in() {
+    let dir = tempfile::tempdir().unwrap();
+    let owner = SigningKey::from_bytes(&[1; 32]);
+    let (catalog, space, ticket) = owner_with_ticket(dir.path(), &owner);
+    let id = |key: &SigningKey| SiteId(key.verifying_key().to_bytes());
     let redeem = |n: u8| {
         let key = SigningKey::from_bytes(&[n; 32]);
         let card = Signed::sign(
