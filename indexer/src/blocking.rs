@@ -73,6 +73,11 @@ fn words(error: tokio::task::JoinError) -> String {
     }
 }
 
+/// What a library says, without the backtrace that some append when the environment asks for one.
+pub(crate) fn first_line(text: &str) -> String {
+    text.lines().next().unwrap_or_default().trim_end().to_string()
+}
+
 #[cfg(test)]
 mod tests {
     use super::run;
@@ -90,9 +95,4 @@ mod tests {
         let got: Result<(), String> = run(async { panic!("bad page") });
         assert!(got.expect_err("an error").contains("bad page"));
     }
-}
-
-/// What a library says, without the backtrace that some append when the environment asks for one.
-pub(crate) fn first_line(text: &str) -> String {
-    text.lines().next().unwrap_or_default().trim_end().to_string()
 }
