@@ -20,6 +20,10 @@ use sluice_store::scan::{ScanOptions, scan};
 use sluice_store::verify::{Received, verify};
 use sluice_store::watch::Silent;
 
+#[path = "../../protocol/fixtures/paths/escapes.rs"]
+mod escapes;
+use escapes::unescape;
+
 const REFUSED: &str = include_str!("../../protocol/fixtures/paths/refused.txt");
 const SPACE: SpaceId = SpaceId([1; 32]);
 
@@ -27,38 +31,6 @@ const SPACE: SpaceId = SpaceId([1; 32]);
 fn hostile() -> Vec<Vec<u8>> {
     let lines = REFUSED.lines().filter(|l| !l.is_empty() && !l.starts_with('#'));
     lines.map(|l| unescape(l.split_once('\t').expect("an error, a tab, a path").1)).collect()
-}
-
-/// Reads the escapes that the head of the corpus explains.
-fn unescape(text: &str) -> Vec<u8> {
-    let mut out = Vec::new();
-    let mut rest = text;
-    while let Some(c) = rest.chars().next() {
-        let (piece, tail) =
-            if c == '\\' { escape(&rest[1..]) } else { (c.to_string().into_bytes(), &rest[c.len_utf8()..]) };
-        out.extend(piece);
-        rest = tail;
-    }
-    out
-}
-
-fn escape(rest: &str) -> (Vec<u8>, &str) {
-    let braced = || rest[rest.find('{').unwrap() + 1..].split_once('}').unwrap();
-    match rest.as_bytes()[0] {
-        b'\\' => (vec![b'\\'], &rest[1..]),
-        b'x' => (vec![u8::from_str_radix(&rest[1..3], 16).unwrap()], &rest[3..]),
-        b'u' => {
-            let (digits, tail) = braced();
-            let c = char::from_u32(u32::from_str_radix(digits, 16).unwrap()).unwrap();
-            (c.to_string().into_bytes(), tail)
-        }
-        b'*' => {
-            let count: usize = rest[1..rest.find('{').unwrap()].parse().unwrap();
-            let (piece, tail) = braced();
-            (unescape(piece).repeat(count), tail)
-        }
-        other => panic!("unknown escape \\{}", other as char),
-    }
 }
 
 /// Whether Linux can have a file of this name below a folder.

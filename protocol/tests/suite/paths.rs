@@ -5,43 +5,15 @@ use sluice_protocol::codec::{CodecError, Dec, Enc, Wire};
 use sluice_protocol::limits::{PATH_BYTES_MAX, PATH_DEPTH_MAX, PATH_NAME_BYTES_MAX};
 use sluice_protocol::path::{LakePath, PathError};
 
+#[path = "../../fixtures/paths/escapes.rs"]
+mod escapes;
+use escapes::unescape;
+
 const REFUSED: &str = include_str!("../../fixtures/paths/refused.txt");
 const ACCEPTED: &str = include_str!("../../fixtures/paths/accepted.txt");
 
 fn lines(corpus: &str) -> impl Iterator<Item = &str> {
     corpus.lines().filter(|l| !l.is_empty() && !l.starts_with('#'))
-}
-
-/// Reads the escapes that the head of `refused.txt` explains.
-fn unescape(text: &str) -> Vec<u8> {
-    let mut out = Vec::new();
-    let mut rest = text;
-    while let Some(c) = rest.chars().next() {
-        let (piece, tail) =
-            if c == '\\' { escape(&rest[1..]) } else { (c.to_string().into_bytes(), &rest[c.len_utf8()..]) };
-        out.extend(piece);
-        rest = tail;
-    }
-    out
-}
-
-fn escape(rest: &str) -> (Vec<u8>, &str) {
-    let braced = || rest[rest.find('{').unwrap() + 1..].split_once('}').unwrap();
-    match rest.as_bytes()[0] {
-        b'\\' => (vec![b'\\'], &rest[1..]),
-        b'x' => (vec![u8::from_str_radix(&rest[1..3], 16).unwrap()], &rest[3..]),
-        b'u' => {
-            let (digits, tail) = braced();
-            let c = char::from_u32(u32::from_str_radix(digits, 16).unwrap()).unwrap();
-            (c.to_string().into_bytes(), tail)
-        }
-        b'*' => {
-            let count: usize = rest[1..rest.find('{').unwrap()].parse().unwrap();
-            let (piece, tail) = braced();
-            (unescape(piece).repeat(count), tail)
-        }
-        other => panic!("unknown escape \\{}", other as char),
-    }
 }
 
 /// The path as it would come from a peer.
