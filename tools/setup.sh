@@ -54,9 +54,21 @@ find_python() {
     return 1
 }
 
+# Debian ships the definitions that lance imports apart from the compiler that reads them.
+knows_wellknown_types() {
+    have protoc || return 1
+    local folder status=0
+    folder="$(mktemp -d)"
+    printf 'syntax = "proto3";\nimport "google/protobuf/empty.proto";\n' >"$folder/probe.proto"
+    protoc --proto_path="$folder" --descriptor_set_out=/dev/null "$folder/probe.proto" >/dev/null 2>&1 || status=1
+    rm -r "$folder"
+    return "$status"
+}
+
 missing_packages() { # missing_packages build|test: names of the packages to install, one a line
     have cc && have c++ && have make || echo build-essential
     have protoc || echo protobuf-compiler
+    knows_wellknown_types || echo libprotobuf-dev
     have cmake || echo cmake
     if [ "$1" = test ]; then
         have git || echo git
