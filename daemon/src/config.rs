@@ -30,6 +30,8 @@ const CONNECTIONS_MAX: usize = 64;
 /// Most segments in flight that may be asked for; each costs up to 16 MiB of work.
 const SEGMENTS_MAX: usize = 256;
 /// Most generations that may be kept; each has its own folders.
+/// Longest time that a version stays for its readers, in seconds: 30 days.
+const READERS_GRACE_MAX_S: u64 = 30 * 24 * 3600;
 const GENERATIONS_MAX: usize = 10_000;
 /// Most threads that may read and hash.
 const THREADS_MAX: usize = 1024;
@@ -159,11 +161,13 @@ impl Scan {
 #[serde(default, deny_unknown_fields)]
 pub struct Publish {
     pub keep_generations: usize,
+    /// Seconds that a version stays for its readers after the next one took its place.
+    pub readers_grace_s: u64,
 }
 
 impl Default for Publish {
     fn default() -> Self {
-        Self { keep_generations: 3 }
+        Self { keep_generations: 3, readers_grace_s: 600 }
     }
 }
 
@@ -281,6 +285,10 @@ impl Config {
         within("limits.max_connections_per_peer", self.limits.max_connections_per_peer as usize, CONNECTIONS_MAX)?;
         within("limits.segments_in_flight", self.limits.segments_in_flight as usize, SEGMENTS_MAX)?;
         within("publish.keep_generations", self.publish.keep_generations, GENERATIONS_MAX)?;
+        if self.publish.readers_grace_s > READERS_GRACE_MAX_S {
+            let (key, problem) = ("publish.readers_grace_s", format!("more than {READERS_GRACE_MAX_S} seconds"));
+            return Err(ConfigError::Invalid { origin: origin(path, key), key: key.into(), problem });
+        }
         within("scan.threads", (self.scan.threads as usize).max(1), THREADS_MAX)?;
         if let Err(e) = self.log.level.parse::<tracing_subscriber::filter::Targets>() {
             let key = "log.level";

@@ -14,7 +14,7 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use sluice_protocol::annex::ChunkListRef;
 use sluice_protocol::api::{ApiError, Failure};
@@ -388,7 +388,11 @@ async fn published(
     let (site, lake, job) = (site.clone(), lake.clone(), job.clone());
     off_reactor(move || {
         let space = verified.space();
-        let options = PublishOptions { keep_generations: site.config.publish.keep_generations, ..Default::default() };
+        let options = PublishOptions {
+            keep_generations: site.config.publish.keep_generations,
+            readers_grace: Duration::from_secs(site.config.publish.readers_grace_s),
+            ..Default::default()
+        };
         let published = publish::publish(&lake, &site.catalog, &verified, options, &*job).or_explain()?;
         let counted: Result<(), CatalogError> = site.catalog.write(|b| {
             b.add_counter(REUSED_TOTAL, reused)?;

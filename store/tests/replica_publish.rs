@@ -6,7 +6,8 @@ use std::os::unix::fs::MetadataExt;
 
 use replica_world::*;
 use sluice_protocol::manifest::SectionKind::{Delta, Lance, Lora, Raw};
-use sluice_store::publish::{How, PublishError, live_path, recover};
+use sluice_store::publish::{How, PublishError, PublishOptions, live_path, publish, recover};
+use sluice_store::watch::Silent;
 
 const SECOND: i64 = 1_000_000_000;
 
@@ -181,6 +182,24 @@ fn old_generations_go_after_three_and_take_their_folders_along() {
     let switch = log.iter().position(|l| l == "replace .sluice/live").unwrap();
     let removed = log.iter().position(|l| l.starts_with("remove .sluice/sections")).unwrap();
     assert!(switch < removed, "deletions last");
+}
+
+#[test]
+fn a_generation_stays_for_its_readers_until_the_grace_is_over() {
+    let world = World::new();
+    let version = |i: usize| vec![part("raw", Raw, vec![file("a", format!("{i}"))])];
+    let go_live = |i: usize, seconds: u64| {
+        let readers_grace = std::time::Duration::from_secs(seconds);
+        let options = PublishOptions { readers_grace, ..Default::default() };
+        let verified = world.verified(&version(i));
+        publish(&world.lake, &world.catalog, &verified, options, &Silent).unwrap();
+    };
+    let count = || std::fs::read_dir(world.at(".sluice/generations")).unwrap().count();
+    (0..6).for_each(|i| go_live(i, 3600));
+    assert_eq!(count(), 6, "all six were live within the last hour");
+    world.assert_root_shows(&world.at(".sluice/generations/1"), &version(0));
+    go_live(6, 0);
+    assert_eq!(count(), 3);
 }
 
 #[test]

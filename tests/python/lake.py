@@ -5,6 +5,8 @@
     lake.py steps                     the names of the steps, in their order
     lake.py change DIR STEP           one step on an existing lake
     lake.py inspect DIR               everything a reader can see, as JSON on stdout
+    lake.py begin DIR TRUTH           a small lake that changes in rounds; what is true goes to TRUTH
+    lake.py round DIR TRUTH NUMBER    its next round
     lake.py serve                     the same verbs, one JSON list a line on stdin, one JSON answer
                                       a line on stdout: the libraries take seconds to load
 
@@ -43,6 +45,15 @@ def parser():
     inspect = verbs.add_parser("inspect", help="print what a reader sees")
     inspect.add_argument("dir", type=Path)
 
+    begin = verbs.add_parser("begin", help="write a small lake that changes in rounds")
+    begin.add_argument("dir", type=Path)
+    begin.add_argument("truth", type=Path)
+
+    turn = verbs.add_parser("round", help="do one round")
+    turn.add_argument("dir", type=Path)
+    turn.add_argument("truth", type=Path)
+    turn.add_argument("number", type=int)
+
     verbs.add_parser("serve", help="do what stdin says, line by line")
     return parser
 
@@ -55,6 +66,13 @@ def do(arguments):
         return list(changing.STEPS)
     if arguments.verb == "change":
         return changing.STEPS[arguments.step](arguments.dir)
+    if arguments.verb in ("begin", "round"):
+        # Brings FAISS, which only these lakes need.
+        import rounds
+
+        if arguments.verb == "begin":
+            return rounds.begin(arguments.dir, arguments.truth)
+        return rounds.change(arguments.dir, arguments.truth, arguments.number)
     return inspecting.inspect(arguments.dir)
 
 

@@ -55,6 +55,34 @@ impl Lake {
     }
 }
 
+/// A small lake that changes in rounds, with a file that says what is true of each (`rounds.py`).
+pub struct Rounds {
+    root: PathBuf,
+    truth: PathBuf,
+}
+
+impl Rounds {
+    /// Round 0.
+    pub fn begin(root: PathBuf, truth: PathBuf) -> Self {
+        python(&["begin".to_owned(), text(&root), text(&truth)]);
+        Self { root, truth }
+    }
+
+    /// The next round: every section changes.
+    pub fn round(&self, number: u64) {
+        python(&["round".to_owned(), text(&self.root), text(&self.truth), number.to_string()]);
+    }
+
+    pub fn root(&self) -> &Path {
+        &self.root
+    }
+
+    /// What readers may find: one JSON object a line.
+    pub fn truth(&self) -> &Path {
+        &self.truth
+    }
+}
+
 /// What a reader sees in the lake at `root`, a source or a replica.
 pub fn inspect(root: &Path) -> Value {
     python(&["inspect".to_owned(), text(root)])

@@ -10,6 +10,6 @@ pub mod site;
 pub mod wait;
 pub mod world;
 
-pub use lake::{Lake, differences, inspect};
+pub use lake::{Lake, Rounds, differences, inspect};
 pub use site::{Output, Site};
 pub use world::World;

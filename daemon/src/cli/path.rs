@@ -8,7 +8,8 @@ use super::{Ended, Result};
 
 /// Print the real folder of a space's live version
 ///
-/// The folder stays as it is while later versions are published, as long as it is among those kept.
+/// The folder stays while later versions are published, as long as it is among those kept. A table
+/// that only grows gets its new versions in the same folder; --json names the version to open.
 #[derive(Debug, Args)]
 pub(super) struct PathOf {
     space: String,

@@ -4,6 +4,7 @@
 //! all come through [`SiteNode::call`].
 
 mod host;
+mod paths;
 mod peers;
 mod snapshots;
 mod spaces;

@@ -6,14 +6,14 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use sluice_protocol::api::{
-    ApiError, Done, Failure, GrantInfo, Invitation, Joined, PathAnswer, ProgressSink, Role as ApiRole, Skipped,
-    SnapshotReport, SpaceDetail, SpaceInfo, SpaceState, Unwatched,
+    ApiError, Done, Failure, GrantInfo, Invitation, Joined, ProgressSink, Role as ApiRole, Skipped, SnapshotReport,
+    SpaceDetail, SpaceInfo, SpaceState, Unwatched,
 };
-use sluice_protocol::codec::{Bytes, Document};
+use sluice_protocol::codec::Bytes;
 use sluice_protocol::grants::{Genesis, Grant, GrantSet, Right, check_space_name};
 use sluice_protocol::ids::SpaceId;
 use sluice_protocol::limits::TICKET_LIFE_MS;
-use sluice_protocol::manifest::{History, Manifest};
+use sluice_protocol::manifest::History;
 use sluice_protocol::messages::{Message, PairRequest, SpaceNews};
 use sluice_protocol::signed::Signed;
 use sluice_protocol::ticket::{Ticket, phrase};
@@ -370,9 +370,11 @@ impl SiteNode {
     }
 
     fn retention(&self, record: &SpaceRecord) -> String {
-        let keep = self.site.config.publish.keep_generations;
+        let (keep, grace) = (self.site.config.publish.keep_generations, self.site.config.publish.readers_grace_s);
         match (record.role, self.site.lake_of(record).map(|l| l.own().is_ok())) {
-            (Role::Replica, Ok(true)) => format!("the last {keep} published versions are kept"),
+            (Role::Replica, Ok(true)) => {
+                format!("the last {keep} published versions are kept, and each for {grace} s after the next")
+            }
             (Role::Owner, Ok(true)) => "files of the newest snapshots are pinned where they are written once".into(),
             (_, Ok(false)) => "unavailable: nothing can be written in this lake".into(),
             (_, Err(e)) => format!("unavailable: {e}"),
@@ -393,49 +395,6 @@ impl SiteNode {
                 record.name, record.lake
             ),
         })
-    }
-
-    pub(super) fn path(&self, name: &str, section: Option<String>) -> Result<PathAnswer, ApiError> {
-        let (space, record) = self.site.space_named(name)?;
-        let reader = self.site.catalog.read().or_explain()?;
-        let info = self.space_info(&reader, &space, &record)?;
-        let not_yet = || {
-            let hint = format!("run `sluice sync {name}` and wait until it is ready");
-            ApiError::new(Failure::Incomplete, format!("nothing of `{name}` is published here yet"), hint)
-        };
-        let snapshot = info.snapshot.ok_or_else(not_yet)?;
-        let section = section.map(|text| self.section_path(&reader, &space, &snapshot, &text)).transpose()?.flatten();
-        let lake = self.site.lake_of(&record)?;
-        let path = match record.role {
-            Role::Owner => section.map_or(lake.root().to_path_buf(), |p| lake.root().join(p.as_str())),
-            Role::Replica => {
-                let live = publish::live_path(&lake, &self.site.catalog, &space, section.as_ref()).or_explain()?;
-                live.ok_or_else(not_yet)?
-            }
-        };
-        Ok(PathAnswer { path: text_of(&path)?, snapshot })
-    }
-
-    /// The folder of the section called `text`.
-    fn section_path(
-        &self,
-        reader: &Reader,
-        space: &SpaceId,
-        snapshot: &sluice_protocol::ids::SnapshotId,
-        text: &str,
-    ) -> Result<Option<sluice_protocol::path::LakePath>, ApiError> {
-        let raw = reader.meta(space, &(*snapshot).into()).or_explain()?;
-        let manifest = raw.and_then(|raw| Manifest::from_bytes(&raw).ok());
-        let sections = manifest.map(|m| m.sections).unwrap_or_default();
-        let names: Vec<&str> = sections.iter().map(|s| s.name()).collect();
-        match sections.iter().find(|s| s.name() == text) {
-            Some(section) => Ok(section.path.clone()),
-            None => Err(ApiError::new(
-                Failure::Error,
-                format!("there is no section `{text}`"),
-                format!("the sections are: {}", names.join(", ")),
-            )),
-        }
     }
 }
 
@@ -467,7 +426,7 @@ fn check_same_target(record: &SpaceRecord, into: Option<&str>) -> Result<(), Api
     ))
 }
 
-fn text_of(path: &Path) -> Result<String, ApiError> {
+pub(super) fn text_of(path: &Path) -> Result<String, ApiError> {
     let text = path.to_str().map(str::to_string);
     text.ok_or_else(|| usage(format!("`{}` is not UTF-8", path.display()), "choose a folder with a plain name"))
 }

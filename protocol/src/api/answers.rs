@@ -262,6 +262,10 @@ pub struct RungLine {
 pub struct PathAnswer {
     pub path: String,
     pub snapshot: SnapshotId,
+    /// Tables below the path (as they lie there, `.` for itself) and their versions in this snapshot. A table that only
+    /// grows gets later versions in the same folder: who needs one moment of several tables opens these.
+    #[serde(default)]
+    pub tables: BTreeMap<String, u64>,
 }
 
 #[derive(Debug, Clone, Serialize, Deserialize)]

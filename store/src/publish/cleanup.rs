@@ -5,6 +5,7 @@
 //! holds anything else stays, and is reported.
 
 use std::collections::{BTreeSet, HashMap};
+use std::time::{Duration, SystemTime};
 
 use sluice_protocol::ids::BlobHash;
 use sluice_protocol::manifest::SectionKind;
@@ -32,10 +33,14 @@ pub struct Cleaned {
     pub kept: Vec<String>,
 }
 
+/// Most generations that are kept for readers, however fast versions come.
+const GENERATIONS_MAX: usize = 1024;
+
 type Known = HashMap<String, (BlobHash, u64, Located)>;
 
-/// Keeps the newest `keep` generations (at least the live one) and what they need.
-pub(super) fn clean(hands: &Hands<'_>, keep: usize) -> Result<Cleaned, PublishError> {
+/// Keeps the newest `keep` generations (at least the live one), those that readers may still be in, and
+/// what they need.
+pub(super) fn clean(hands: &Hands<'_>, keep: usize, grace: Duration) -> Result<Cleaned, PublishError> {
     let mut cleaned = Cleaned::default();
     let reader = hands.catalog.read()?;
     let Some(live) = reader.live(&hands.space)? else { return Ok(cleaned) };
@@ -44,8 +49,7 @@ pub(super) fn clean(hands: &Hands<'_>, keep: usize) -> Result<Cleaned, PublishEr
         hands.generations.names().map_err(failed)?.0.iter().filter_map(|n| n.parse().ok()).collect();
     numbers.sort_unstable_by(|a, b| b.cmp(a));
     let mut used: BTreeSet<String> = live.sections.iter().map(|s| s.folder.clone()).collect();
-    let older = numbers.iter().filter(|n| **n < live.generation).take(keep.max(1) - 1);
-    let kept: BTreeSet<u64> = older.copied().chain([live.generation]).collect();
+    let kept = kept_generations(hands, &numbers, live.generation, keep, grace)?;
     for number in &numbers {
         if kept.contains(number) {
             used.extend(folders_of(hands, *number)?);
@@ -65,6 +69,34 @@ pub(super) fn clean(hands: &Hands<'_>, keep: usize) -> Result<Cleaned, PublishEr
         remove_folders(hands, &unused, &mut cleaned)?;
     }
     Ok(cleaned)
+}
+
+/// The live generation, the `keep - 1` before it, and those that were live within the grace.
+fn kept_generations(
+    hands: &Hands<'_>,
+    newest_first: &[u64],
+    live: u64,
+    keep: usize,
+    grace: Duration,
+) -> Result<BTreeSet<u64>, PublishError> {
+    let mut kept = BTreeSet::from([live]);
+    let mut next = live;
+    for number in newest_first.iter().filter(|n| **n < live) {
+        // It was the live one until the next was made.
+        if kept.len() < keep.max(1) || (kept.len() < GENERATIONS_MAX && age(hands, next)? < grace) {
+            kept.insert(*number);
+        }
+        next = *number;
+    }
+    Ok(kept)
+}
+
+/// How long ago a generation was made; zero when the clock was set back since.
+fn age(hands: &Hands<'_>, number: u64) -> Result<Duration, PublishError> {
+    let seen = hands.generations.look(&number.to_string()).map_err(|e| hands.failed(GENERATIONS_FOLDER, e))?;
+    let made = seen.map_or(0, |s| u64::try_from(s.print.ctime_ns).unwrap_or(0));
+    let made = SystemTime::UNIX_EPOCH + Duration::from_nanos(made);
+    Ok(SystemTime::now().duration_since(made).unwrap_or_default())
 }
 
 /// The section folders that a generation's links lead to.

@@ -25,6 +25,7 @@ mod target;
 
 use std::io;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use sluice_protocol::ids::{BlobHash, SnapshotId, SpaceId};
 use sluice_protocol::path::{LakePath, PathError};
@@ -60,13 +61,16 @@ pub const KEEP_GENERATIONS: usize = 3;
 pub struct PublishOptions<'a> {
     /// Generations kept, the new one included; at least one.
     pub keep_generations: usize,
+    /// A generation stays at least this long after the next one took its place, however many there are
+    /// meanwhile: a program may still be reading in it.
+    pub readers_grace: Duration,
     /// Told of every effect before it happens.
     pub hook: &'a dyn Hook,
 }
 
 impl Default for PublishOptions<'_> {
     fn default() -> Self {
-        Self { keep_generations: KEEP_GENERATIONS, hook: &NoHook }
+        Self { keep_generations: KEEP_GENERATIONS, readers_grace: Duration::ZERO, hook: &NoHook }
     }
 }
 
@@ -167,7 +171,7 @@ pub fn publish(
         sections,
         unproven: verified.unproven(),
         removed_here: plan.removed_here,
-        cleaned: cleanup::clean(&hands, options.keep_generations)?,
+        cleaned: cleanup::clean(&hands, options.keep_generations, options.readers_grace)?,
         recovered,
     })
 }
@@ -265,10 +269,15 @@ pub fn live_path(
     space: &SpaceId,
     section: Option<&LakePath>,
 ) -> Result<Option<PathBuf>, PublishError> {
-    let Some(live) = catalog.read()?.live(space)? else { return Ok(None) };
-    let generation =
-        lake.root().join(sluice_protocol::path::OWN_FOLDER).join(GENERATIONS_FOLDER).join(live.generation.to_string());
-    let Some(section) = section else { return Ok(Some(generation)) };
+    let live = catalog.read()?.live(space)?;
+    Ok(live.and_then(|live| path_of(lake, &live, section)))
+}
+
+/// As [`live_path`], of a version that the caller has looked up.
+pub fn path_of(lake: &Lake, live: &LiveRecord, section: Option<&LakePath>) -> Option<PathBuf> {
+    let own = lake.root().join(sluice_protocol::path::OWN_FOLDER);
+    let generation = own.join(GENERATIONS_FOLDER).join(live.generation.to_string());
+    let Some(section) = section else { return Some(generation) };
     let known = live.sections.iter().any(|s| s.path.as_ref() == Some(section));
-    Ok(known.then(|| generation.join(section.as_str())))
+    known.then(|| generation.join(section.as_str()))
 }
