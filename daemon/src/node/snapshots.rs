@@ -200,11 +200,7 @@ impl SiteNode {
         id: &SnapshotId,
     ) -> Result<Vec<SectionInfo>, ApiError> {
         let manifest = self.manifest_of(reader, space, id)?;
-        let totals = reader.snapshot(space, id).or_explain()?;
-        let annex = match totals {
-            Some(totals) => self.annex_of(reader, space, id, &totals.head)?,
-            None => None,
-        };
+        let annex = self.annex_of(reader, space, id)?;
         let live = reader.live(space).or_explain()?.filter(|l| l.snapshot == *id);
         let unproven = live.map(|l| l.unproven).unwrap_or_default();
         Ok(manifest
@@ -224,16 +220,13 @@ impl SiteNode {
             .collect())
     }
 
-    fn annex_of(
-        &self,
-        reader: &Reader,
-        space: &SpaceId,
-        id: &SnapshotId,
-        head: &sluice_protocol::ids::HeadId,
-    ) -> Result<Option<Annex>, ApiError> {
+    /// The annex that goes with a snapshot: its head's, or that of the newest head which names it (what is
+    /// published a moment ago has no totals yet).
+    fn annex_of(&self, reader: &Reader, space: &SpaceId, id: &SnapshotId) -> Result<Option<Annex>, ApiError> {
+        let head = reader.snapshot(space, id).or_explain()?.map(|totals| totals.head);
         let Some(record) = reader.space(space).or_explain()? else { return Ok(None) };
         let newest = reader.newest_head(space, &record.owner).or_explain()?;
-        let found = match newest.filter(|h| h.id() == *head || h.manifest == *id) {
+        let found = match newest.filter(|h| Some(h.id()) == head || h.manifest == *id) {
             Some(head) => Some(head),
             None => {
                 let all = reader.heads_since(space, &record.owner, (0, 0), LISTED_MAX).or_explain()?;
