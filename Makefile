@@ -20,7 +20,7 @@ CORE := --workspace --exclude sluice-indexer --no-default-features
 CORE_TARGET := $(TARGET)/core
 LINTS := -D warnings -D clippy::too_many_lines
 
-.PHONY: help setup demo test test-core build fmt fmt-check lint lint-core tests doc deny
+.PHONY: help setup demo bench test test-core build fmt fmt-check lint lint-core tests doc deny
 
 help:
 	@echo 'make demo       build Sluice and let two sites on this machine copy a lake'
@@ -28,6 +28,7 @@ help:
 	@echo 'make test-core  tests of everything that needs no table engine: a few minutes'
 	@echo 'make fmt        format the code'
 	@echo 'make lint       clippy, no warnings allowed'
+	@echo 'make bench      measure beside rsync, b3sum and iroh-blobs (40 minutes); writes docs/benchmarks.md'
 	@echo 'make setup      install what building and testing need'
 
 setup:
@@ -37,6 +38,17 @@ demo:
 	@tools/setup.sh build
 	cargo build --locked --workspace --bin sluice
 	$(SLUICE_BIN) demo
+
+# Times are of release builds without the engine; bytes of table changes need the engine, in any build.
+# PARTS="copy kill" measures only these. What is measured lies on the disk of the target folder.
+bench: SLUICE_BIN := $(TARGET)/debug/sluice
+bench:
+	@tools/setup.sh bench
+	cargo build --locked --workspace --bin sluice
+	CARGO_TARGET_DIR=$(CORE_TARGET) cargo build --locked --release $(CORE) --bins
+	PYTHONDONTWRITEBYTECODE=1 $(SLUICE_PYTHON) tests/bench/bench.py --sluice $(CORE_TARGET)/release/sluice --engine $(SLUICE_BIN) \
+	    --fsstore $(CORE_TARGET)/release/rival-fsstore --work $(TARGET)/bench --out $(TARGET)/bench.json $(BENCH) $(PARTS)
+	$(SLUICE_PYTHON) tests/bench/report.py $(TARGET)/bench.json docs/benchmarks.md
 
 # In the order in which a failure is cheapest.
 test: setup

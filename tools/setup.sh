@@ -3,6 +3,7 @@
 #
 #   tools/setup.sh build        what building needs: a C compiler, protoc, cmake
 #   tools/setup.sh test         that, and Python with pinned packages, cargo-nextest, cargo-deny
+#   tools/setup.sh bench        what building needs, that Python, and the rivals: rsync, b3sum
 #
 # Only what is missing is installed. System packages come by apt-get, after asking when that
 # takes sudo; everything else goes below the user's cache and can be deleted at any time.
@@ -13,6 +14,7 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 rust_needed="1.95"
 nextest_version="0.9.143"
 deny_version="0.20.2"
+b3sum_version="1.8.7"
 cache="${XDG_CACHE_HOME:-${HOME:?HOME is not set}/.cache}/sluice"
 export PATH="$cache/tools/bin:$PATH"
 
@@ -65,12 +67,15 @@ knows_wellknown_types() {
     return "$status"
 }
 
-missing_packages() { # missing_packages build|test: names of the packages to install, one a line
+missing_packages() { # missing_packages build|test|bench: names of the packages to install, one a line
     have cc && have c++ && have make || echo build-essential
     have protoc || echo protobuf-compiler
     knows_wellknown_types || echo libprotobuf-dev
     have cmake || echo cmake
-    if [ "$1" = test ]; then
+    if [ "$1" = bench ]; then
+        have rsync || echo rsync
+    fi
+    if [ "$1" != build ]; then
         have git || echo git
         find_python >/dev/null || python_packages
     fi
@@ -155,6 +160,14 @@ need_cargo_tool() { # need_cargo_tool NAME VERSION [OPTION…]: any version that
     rm -rf "$cache/tools/target"
 }
 
+need_b3sum() {
+    have b3sum && return
+    say "building b3sum $b3sum_version once"
+    CARGO_TARGET_DIR="$cache/tools/target" cargo install --locked --quiet --root "$cache/tools" \
+        --version "$b3sum_version" b3sum || fail "b3sum could not be built: 'cargo install --locked b3sum' says why"
+    rm -rf "$cache/tools/target"
+}
+
 one_at_a_time() {
     mkdir -p "$cache"
     exec 9>"$cache/setup.lock"
@@ -180,7 +193,14 @@ main() {
         need_cargo_tool nextest "$nextest_version" --debug --no-default-features --features default-no-update
         need_cargo_tool deny "$deny_version"
         ;;
-    *) fail "usage: tools/setup.sh build|test" ;;
+    bench)
+        need_rust
+        need_packages bench
+        one_at_a_time
+        need_python_packages
+        need_b3sum
+        ;;
+    *) fail "usage: tools/setup.sh build|test|bench" ;;
     esac
 }
 
