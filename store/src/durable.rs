@@ -46,6 +46,8 @@ pub(crate) struct Seen {
     pub kind: Kind,
     /// Permission bits.
     pub mode: u32,
+    /// Names that the file has.
+    pub links: u64,
     pub print: Fingerprint,
 }
 
@@ -265,7 +267,7 @@ fn seen(stat: &rustix::fs::Stat) -> Seen {
         ctime_ns: ns(stat.st_ctime, i64::try_from(stat.st_ctime_nsec).unwrap_or(0)),
         unknown: Default::default(),
     };
-    Seen { kind, mode: stat.st_mode & 0o7777, print }
+    Seen { kind, mode: stat.st_mode & 0o7777, links: u64::from(stat.st_nlink), print }
 }
 
 /// Sets the modification time of an open file.

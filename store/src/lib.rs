@@ -1,4 +1,4 @@
-//! What a site has: its catalog, its lakes, scan, chunks, trees, staging, verification, publish.
+//! What a site has: its catalog, its lakes, scan, chunks, trees, staging, verification, publish, gc.
 //!
 //! Invariant: nothing is marked complete before its bytes are durable, nothing becomes visible that
 //! `verify` has not seen, and nothing is written outside the lake's own folder and the home.
@@ -7,6 +7,7 @@ pub mod blobs;
 pub mod catalog;
 pub mod chunk;
 mod durable;
+pub mod gc;
 pub mod lake;
 pub mod outboard;
 pub mod pins;

@@ -367,6 +367,47 @@ fn is_refusal(e: &io::Error) -> bool {
     REFUSALS.iter().any(|r| e.raw_os_error() == Some(r.raw_os_error()))
 }
 
+/// Whether a place is a pin.
+pub(crate) fn is_pin(place: &Place) -> bool {
+    matches!(place, Place::Own(path) if path.names().next() == Some(OBJECTS))
+}
+
+/// The folder of the pins, if there is one.
+fn objects(lake: &Lake) -> Result<Option<Folder>, PinError> {
+    let Some(own) = lake.own_if_present() else { return Ok(None) };
+    match Folder::of(own).and_then(|own| own.open(OBJECTS)) {
+        Ok(objects) => Ok(Some(objects)),
+        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(e) => Err(failed(OBJECTS, e)),
+    }
+}
+
+/// The blobs that have a pin on the disk, recorded or not.
+pub(crate) fn listed(lake: &Lake) -> Result<Vec<BlobHash>, PinError> {
+    let Some(objects) = objects(lake)? else { return Ok(vec![]) };
+    let mut found = Vec::new();
+    for name in objects.names().map_err(|e| failed(OBJECTS, e))?.0 {
+        let Ok(sub) = objects.open(&name) else { continue };
+        let (names, _) = sub.names().map_err(|e| failed(OBJECTS, e))?;
+        found.extend(names.iter().filter_map(|n| n.strip_suffix(".tmp").unwrap_or(n).parse::<BlobHash>().ok()));
+    }
+    found.dedup();
+    Ok(found)
+}
+
+/// Files and bytes that removing these pins would free.
+pub(crate) fn freed_by(lake: &Lake, pins: &[BlobHash]) -> Result<(u64, u64), PinError> {
+    let Some(objects) = objects(lake)? else { return Ok((0, 0)) };
+    let (mut files, mut bytes) = (0, 0);
+    for hash in pins {
+        let name = hash.to_string();
+        let seen = objects.open(&name[..2]).and_then(|sub| sub.look(&name)).map_err(|e| failed(&name, e))?;
+        files += 1;
+        bytes += seen.filter(|s| s.links == 1).map_or(0, |s| s.print.size);
+    }
+    Ok((files, bytes))
+}
+
 /// Removes the pins of blobs that `keep` does not want. Returns how many were removed.
 pub fn unpin_unreferenced(
     lake: &Lake,
@@ -374,59 +415,57 @@ pub fn unpin_unreferenced(
     catalog: &Catalog,
     keep: &dyn Fn(&BlobHash) -> bool,
 ) -> Result<u64, PinError> {
-    let Some(own) = lake.own_if_present() else { return Ok(0) };
-    let named = |e| failed(OBJECTS, e);
-    let objects = match Folder::of(own).and_then(|own| own.open(OBJECTS)) {
-        Ok(objects) => objects,
-        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(0),
-        Err(e) => return Err(named(e)),
-    };
-    let mut removed = 0;
-    for name in objects.names().map_err(named)?.0 {
-        let Ok(sub) = objects.open(&name) else { continue };
-        removed += unpin_folder(lake, space, catalog, &sub, keep)?;
+    let pins: Vec<BlobHash> = listed(lake)?.into_iter().filter(|hash| !keep(hash)).collect();
+    if !pins.is_empty() {
+        catalog.write(|b| pins.iter().try_for_each(|hash| b.remove_place(space, hash, &pin_place(hash))))?;
     }
-    Ok(removed)
+    Ok(unlink(lake, space, catalog, &pins)?.0)
 }
 
-fn unpin_folder(
+/// Removes pins that the catalog has forgotten; returns how many, and the bytes that are free again.
+///
+/// The lake's own names of the files get a new change time by it, and their records the fingerprint
+/// that goes with it. A kill before that costs one more reading of these files.
+pub(crate) fn unlink(
     lake: &Lake,
     space: &SpaceId,
     catalog: &Catalog,
-    sub: &Folder,
-    keep: &dyn Fn(&BlobHash) -> bool,
-) -> Result<u64, PinError> {
-    let mut gone = Vec::new();
-    for name in sub.names().map_err(|e| failed(OBJECTS, e))?.0 {
-        if let Some(Ok(_)) = name.strip_suffix(".tmp").map(str::parse::<BlobHash>) {
-            sub.remove(&name).map_err(|e| failed(&name, e))?;
+    pins: &[BlobHash],
+) -> Result<(u64, u64), PinError> {
+    let Some(objects) = objects(lake)? else { return Ok((0, 0)) };
+    let (mut files, mut bytes) = (0, 0);
+    for some in pins.chunks(BATCH_PINS) {
+        let mut moved = Vec::new();
+        for hash in some {
+            let name = hash.to_string();
+            let named = |e| failed(&name, e);
+            let sub = objects.open(&name[..2]).map_err(named)?;
+            sub.remove(&format!("{name}.tmp")).map_err(named)?;
+            let Some(seen) = sub.look(&name).map_err(named)? else { continue };
+            sub.remove(&name).map_err(named)?;
+            files += 1;
+            if seen.links == 1 {
+                bytes += seen.print.size;
+            } else {
+                moved.push((*hash, seen.print));
+            }
         }
-        let Ok(hash) = name.parse::<BlobHash>() else { continue };
-        if keep(&hash) {
-            continue;
+        if !moved.is_empty() {
+            catalog.write(|b| moved.iter().try_for_each(|(hash, before)| take_over(lake, space, b, hash, before)))?;
         }
-        let before = sub.look(&name).map_err(|e| failed(&name, e))?.map(|t| t.print);
-        sub.remove(&name).map_err(|e| failed(&name, e))?;
-        gone.push((hash, before));
     }
-    if gone.is_empty() {
-        return Ok(0);
-    }
-    sub.sync().map_err(|e| failed(OBJECTS, e))?;
-    catalog
-        .write(|batch| gone.iter().try_for_each(|(hash, before)| forget(lake, space, batch, hash, before.as_ref())))?;
-    Ok(gone.len() as u64)
+    Ok((files, bytes))
 }
 
-fn forget(
+/// Learns the fingerprint of a file that lost its second name.
+fn take_over(
     lake: &Lake,
     space: &SpaceId,
     batch: &mut Batch,
     hash: &BlobHash,
-    before: Option<&Fingerprint>,
+    before: &Fingerprint,
 ) -> Result<(), CatalogError> {
-    batch.remove_place(space, hash, &pin_place(hash))?;
-    let (Some(before), Some(blob)) = (before, batch.blob(space, hash)?) else { return Ok(()) };
+    let Some(blob) = batch.blob(space, hash)? else { return Ok(()) };
     let now = blob.places.iter().filter(|p| p.print == *before).find_map(|p| match &p.place {
         Place::Lake(path) => stat_file(lake, path).map(|(print, _)| print),
         Place::Own(_) => None,

@@ -10,7 +10,7 @@
 //! Assumptions about the disk: a completed fsync is durable; writes within a sector do not tear
 //! silently (redb checks its pages); a rename is atomic.
 
-mod lookup;
+pub(crate) mod lookup;
 mod records;
 pub mod site;
 mod write;
@@ -25,8 +25,8 @@ use sluice_protocol::ids::BlobHash;
 
 pub use lookup::{Lookup, Raw, StoredTree};
 pub use records::{
-    BlobRecord, FileRecord, JournalRecord, LiveRecord, LiveSection, Located, PeerRecord, Role, SnapshotRecord,
-    SpaceRecord, StagingRecord, TicketRecord,
+    BlobRecord, FileRecord, JournalRecord, LeaseRecord, LiveRecord, LiveSection, Located, PeerRecord, Role,
+    SnapshotRecord, SpaceRecord, StagingRecord, TicketRecord,
 };
 pub use site::SiteLookup;
 pub use write::Batch;
@@ -79,6 +79,8 @@ tables! {
     Tickets = "tickets",
     /// number → event.
     Journal = "journal",
+    /// (space, peer, snapshot) → until when the peer needs it.
+    Leases = "leases",
 }
 
 impl Table {
@@ -182,6 +184,18 @@ impl Catalog {
         let value = change(&mut batch)?;
         batch.commit()?;
         Ok(value)
+    }
+
+    /// Runs `look` while nobody can write, and changes nothing: what it finds named or not named in the
+    /// catalog is so until it ends.
+    pub(crate) fn while_still<T>(
+        &self,
+        look: impl FnOnce(&Batch) -> Result<T, CatalogError>,
+    ) -> Result<T, CatalogError> {
+        let batch = Batch::new(self.0.db.begin_write()?, self.0.home.clone());
+        let found = look(&batch);
+        batch.abort()?;
+        found
     }
 
     /// Where the outboard of a large blob lies.

@@ -157,6 +157,15 @@ record! {
 }
 
 record! {
+    /// A version that a peer is fetching. Milliseconds since the Unix epoch.
+    pub struct LeaseRecord {
+        /// When it was last asked for.
+        0 => asked_ms: u64,
+        1 => until_ms: u64,
+    }
+}
+
+record! {
     /// One event of the journal, chained to the one before.
     pub struct JournalRecord {
         /// Milliseconds since the Unix epoch.

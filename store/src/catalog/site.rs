@@ -1,13 +1,14 @@
 //! The rows about sites and spaces: heads, grants, peers, tickets, snapshots, journal.
 
 use sluice_protocol::card::SiteCard;
+use sluice_protocol::codec::Document;
 use sluice_protocol::grants::GrantSet;
 use sluice_protocol::head::Head;
 use sluice_protocol::ids::{SiteId, SnapshotId, SpaceId, TicketId};
-use sluice_protocol::signed::Signed;
+use sluice_protocol::signed::{Envelope, Signed};
 
 use super::lookup::{Raw, decode, key2};
-use super::records::{JournalRecord, PeerRecord, SnapshotRecord, SpaceRecord, TicketRecord};
+use super::records::{JournalRecord, LeaseRecord, PeerRecord, SnapshotRecord, SpaceRecord, TicketRecord};
 use super::write::encode;
 use super::{Batch, CatalogError, Lookup, Reader, Table};
 
@@ -19,6 +20,10 @@ fn head_key(space: &SpaceId, writer: &SiteId, place: (u64, u64)) -> Vec<u8> {
     key.extend_from_slice(&place.0.to_be_bytes());
     key.extend_from_slice(&place.1.to_be_bytes());
     key
+}
+
+fn lease_key(space: &SpaceId, peer: &SiteId, snapshot: &SnapshotId) -> Vec<u8> {
+    [space.0, peer.0, snapshot.0].concat()
 }
 
 fn signed<T: sluice_protocol::signed::Signable>(raw: &[u8]) -> Result<Signed<T>, CatalogError> {
@@ -66,6 +71,27 @@ pub trait SiteLookup: Lookup {
             Ok(raws.len() < limit)
         })?;
         raws.iter().map(|raw| signed(raw)).collect()
+    }
+
+    /// Every head of a writer, ascending. Their signatures were checked before they were stored, and are
+    /// not checked again.
+    fn each_head(&self, space: &SpaceId, writer: &SiteId, each: &mut dyn FnMut(Head)) -> Result<(), CatalogError> {
+        self.raw_scan(Table::Heads as usize, &key2(&space.0, &writer.0), &mut |_, raw| {
+            each(Head::from_bytes(&Envelope::from_bytes(raw)?.payload.0)?);
+            Ok(true)
+        })
+    }
+
+    /// The versions that peers are fetching: who, which, until when.
+    fn leases(&self, space: &SpaceId) -> Result<Vec<(SiteId, SnapshotId, LeaseRecord)>, CatalogError> {
+        let mut found = Vec::new();
+        self.raw_scan(Table::Leases as usize, &space.0, &mut |key, raw| {
+            let halves = key.split_at_checked(32).and_then(|(a, b)| Some((a.try_into().ok()?, b.try_into().ok()?)));
+            let (peer, snapshot) = halves.ok_or_else(|| CatalogError::Store("a lease's key is damaged".into()))?;
+            found.push((SiteId(peer), SnapshotId(snapshot), decode(raw)?));
+            Ok(true)
+        })?;
+        Ok(found)
     }
 
     /// The grant set in force.
@@ -157,6 +183,22 @@ impl Batch {
         record: &SnapshotRecord,
     ) -> Result<(), CatalogError> {
         self.put(Table::Snapshots, &key2(&space.0, &id.0), &encode(record))
+    }
+
+    /// Adds or replaces a lease.
+    pub fn put_lease(
+        &mut self,
+        space: &SpaceId,
+        peer: &SiteId,
+        snapshot: &SnapshotId,
+        record: &LeaseRecord,
+    ) -> Result<(), CatalogError> {
+        self.put(Table::Leases, &lease_key(space, peer, snapshot), &encode(record))
+    }
+
+    /// Ends a lease.
+    pub fn remove_lease(&mut self, space: &SpaceId, peer: &SiteId, snapshot: &SnapshotId) -> Result<(), CatalogError> {
+        self.remove(Table::Leases, &lease_key(space, peer, snapshot))
     }
 
     /// Adds or replaces a peer.

@@ -53,6 +53,11 @@ impl Batch {
         Ok(self.txn.commit()?)
     }
 
+    /// Ends the transaction without any change.
+    pub(crate) fn abort(self) -> Result<(), CatalogError> {
+        Ok(self.txn.abort()?)
+    }
+
     pub(crate) fn make_tables(&mut self) -> Result<(), CatalogError> {
         for def in DEFS {
             self.txn.open_table(*def)?;
@@ -161,7 +166,8 @@ impl Batch {
         Ok(hash)
     }
 
-    /// Forgets a metadata blob. A file beside the catalog stays for other spaces that may name it.
+    /// Forgets a metadata blob. A file beside the catalog stays for other spaces that may name it; `gc`
+    /// removes it when none does.
     pub fn remove_meta(&mut self, space: &SpaceId, hash: &BlobHash) -> Result<(), CatalogError> {
         self.remove(Table::Meta, &key2(&space.0, &hash.0))
     }
@@ -176,8 +182,10 @@ impl Batch {
         }
     }
 
-    /// Says that the tree of a blob lies, durable, at [`super::Catalog::outboard_path`].
+    /// Says that the tree of a blob lies, durable, at [`super::Catalog::outboard_path`]; refused when it does not.
     pub fn outboard_in_file(&mut self, hash: &BlobHash) -> Result<(), CatalogError> {
+        let path = beside(&self.home, "obao", &hash.to_string());
+        fs::metadata(&path).map_err(|source| CatalogError::Io { path, source })?;
         self.put(Table::Outboards, &hash.0, &[IN_FILE])
     }
 
@@ -225,6 +233,7 @@ impl Batch {
             Table::Heads,
             Table::Snapshots,
             Table::Grants,
+            Table::Leases,
         ] {
             self.remove_all(table, &space.0)?;
         }

@@ -74,6 +74,12 @@ impl Default for PublishOptions<'_> {
     }
 }
 
+/// Versions whose publication was begun and not finished: their metadata says which files are ours.
+pub(crate) fn unfinished(reader: &impl Lookup, space: &SpaceId) -> Result<Vec<SnapshotId>, CatalogError> {
+    let left = intent::load(reader, space)?;
+    Ok(left.map_or(vec![], |left| left.spoiled.iter().map(|s| s.snapshot).chain([left.snapshot]).collect()))
+}
+
 /// What was done for one section.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PublishedSection {
