@@ -216,6 +216,7 @@ fn route(op: &Operation) -> (Method, String, Option<Value>) {
         Operation::Path { space, section } => {
             get(of(space, &format!("/path{}", query(&[("section", section.as_deref())]))))
         }
+        Operation::Follow { space, on } => post(of(space, "/follow"), json!({"on": on})),
         Operation::Verify { space, deep } => post(of(space, "/verify"), json!({"deep": deep})),
         Operation::Shutdown => post("/v1/shutdown".into(), json!({})),
     }

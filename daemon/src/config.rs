@@ -36,6 +36,11 @@ const GENERATIONS_MAX: usize = 10_000;
 /// Most threads that may read and hash.
 const THREADS_MAX: usize = 1024;
 
+/// Longest quiet time, in milliseconds.
+const DEBOUNCE_MS_MAX: usize = 3_600_000;
+/// Longest time between two looks, in seconds: a week.
+const TIMER_S_MAX: usize = 7 * 24 * 3600;
+
 /// All settings.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -47,6 +52,7 @@ pub struct Config {
     pub scan: Scan,
     pub publish: Publish,
     pub pins: Pins,
+    pub follow: Follow,
     pub log: Log,
 }
 
@@ -60,6 +66,7 @@ impl Default for Config {
             scan: Scan::default(),
             publish: Publish::default(),
             pins: Pins::default(),
+            follow: Follow::default(),
             log: Log::default(),
         }
     }
@@ -179,6 +186,25 @@ pub struct Pins {
     pub copy: bool,
 }
 
+/// Following changes without being told.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Follow {
+    pub enabled: bool,
+    /// Quiet time after which a change in a lake is taken, in milliseconds.
+    pub debounce_ms: u64,
+    /// How often a lake is looked through for what was not noticed, in seconds.
+    pub rescan_s: u64,
+    /// How often a replica asks for news, in seconds.
+    pub poll_s: u64,
+}
+
+impl Default for Follow {
+    fn default() -> Self {
+        Self { enabled: true, debounce_ms: 1000, rescan_s: 300, poll_s: 60 }
+    }
+}
+
 /// The daemon's log.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -289,6 +315,9 @@ impl Config {
             let (key, problem) = ("publish.readers_grace_s", format!("more than {READERS_GRACE_MAX_S} seconds"));
             return Err(ConfigError::Invalid { origin: origin(path, key), key: key.into(), problem });
         }
+        within("follow.debounce_ms", self.follow.debounce_ms as usize, DEBOUNCE_MS_MAX)?;
+        within("follow.rescan_s", self.follow.rescan_s as usize, TIMER_S_MAX)?;
+        within("follow.poll_s", self.follow.poll_s as usize, TIMER_S_MAX)?;
         within("scan.threads", (self.scan.threads as usize).max(1), THREADS_MAX)?;
         if let Err(e) = self.log.level.parse::<tracing_subscriber::filter::Targets>() {
             let key = "log.level";

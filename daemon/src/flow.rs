@@ -21,13 +21,13 @@ use sluice_protocol::api::{ApiError, Failure};
 use sluice_protocol::chunks::ChunkList;
 use sluice_protocol::codec::Document;
 use sluice_protocol::head::Head;
-use sluice_protocol::ids::{BlobHash, SpaceId};
+use sluice_protocol::ids::{BlobHash, SiteId, SpaceId};
 use sluice_protocol::limits::HEAD_LIFE_MS;
 use sluice_protocol::manifest::{History, Manifest, Section};
 use sluice_protocol::plan::Plan;
 use sluice_protocol::signed::Signed;
 use sluice_store::catalog::{CatalogError, Lookup, SiteLookup, SnapshotRecord, SpaceRecord};
-use sluice_store::chunk::chunk;
+use sluice_store::chunk::{Chunks, chunk};
 use sluice_store::lake::Lake;
 use sluice_store::pins::{self, PinOptions, PinReport};
 use sluice_store::publish::{self, PublishOptions, Published};
@@ -39,6 +39,7 @@ use sluice_store::watch::Watch;
 
 use crate::clock::now_ms;
 use crate::errors::OrExplain;
+use crate::follow;
 use crate::holdings::SpaceHoldings;
 use crate::jobs::Job;
 use crate::journal;
@@ -56,6 +57,8 @@ pub struct Taken {
     pub head: Signed<Head>,
     /// Whether it differs from the one before.
     pub changed: bool,
+    /// Whether a new head was signed for it.
+    pub signed: bool,
     pub seconds: f64,
 }
 
@@ -76,16 +79,47 @@ pub fn take_snapshot(
     let entries = scan(&lake, space, &site.catalog, &options, &site.readers, job).or_explain()?;
     job.stage("chunk");
     let chunks = chunk(&lake, space, &site.catalog, entries, job).or_explain()?;
+    if job.is_automatic()
+        && let Some(before) = &before
+    {
+        refuse_losses(site, space, record, before, &chunks)?;
+    }
     job.stage("manifest");
     let snapshot = snapshot::manifest(&lake, space, &site.catalog, chunks, job).or_explain()?;
     job.stage("sign");
+    let known = before.as_ref().map(Signed::<Head>::id);
     let (head, changed) = sign(site, space, &snapshot, before, tag)?;
+    let signed = known != Some(head.id());
     job.stage("pin");
     if changed {
         keep(site, &lake, space, &snapshot, job);
     }
 
-    Ok(Taken { snapshot, head, changed, seconds: started.elapsed().as_secs_f64() })
+    Ok(Taken { snapshot, head, changed, signed, seconds: started.elapsed().as_secs_f64() })
+}
+
+/// What nobody asked for must not take from every copy what is only out of sight: a lake that is
+/// empty all at once (an empty mount point), a table that is being written.
+fn refuse_losses(
+    site: &Site,
+    space: &SpaceId,
+    record: &SpaceRecord,
+    before: &Head,
+    chunks: &Chunks,
+) -> Result<(), ApiError> {
+    let raw = site.catalog.read().or_explain()?.meta(space, &before.manifest.into()).or_explain()?;
+    let Some(before) = raw.and_then(|bytes| Manifest::from_bytes(&bytes).ok()) else { return Ok(()) };
+    let now = &chunks.entries;
+    if before.entries() > 0 && now.sections.iter().all(|s| s.items.is_empty()) {
+        return Err(follow::refuse_emptied(&record.name));
+    }
+    for table in before.sections.iter().filter(|s| s.kind.is_table()) {
+        let here = now.sections.iter().any(|s| s.path == table.path);
+        if let Some(skip) = now.skipped.iter().find(|k| !here && k.path == table.name()) {
+            return Err(follow::refuse_lost_table(table.name(), &skip.reason));
+        }
+    }
+    Ok(())
 }
 
 fn scan_options(site: &Site, record: &SpaceRecord, before: Option<&Head>) -> ScanOptions {
@@ -213,6 +247,13 @@ pub struct Described {
     source: Arc<Source>,
 }
 
+impl Described {
+    /// The site that it comes from.
+    pub fn from_site(&self) -> SiteId {
+        self.source.peer().site()
+    }
+}
+
 /// The replica's half up to the plan: what is new, and how each byte would come.
 pub async fn describe(
     site: &Site,
@@ -221,7 +262,7 @@ pub async fn describe(
     job: &Arc<Job>,
 ) -> Result<Described, ApiError> {
     job.stage("ask");
-    let (source, head) = ask::newest(site, space, record, job).await.or_explain()?;
+    let (source, head) = ask::newest(site, space, record, &**job).await.or_explain()?;
     job.stage("describe");
     let metadata = Metadata { catalog: &site.catalog, space: *space, source: &source };
     let (manifest, annex) = metadata.roots(&head).await.or_explain()?;

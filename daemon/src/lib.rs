@@ -9,6 +9,7 @@ pub mod config;
 pub mod doctor;
 pub mod errors;
 pub mod flow;
+pub mod follow;
 pub mod holdings;
 pub mod home;
 pub mod jobs;

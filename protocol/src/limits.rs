@@ -97,3 +97,9 @@ pub const GRANT_SECTIONS_MAX: usize = 256;
 pub const LEASES_PER_PEER_MAX: usize = 4;
 /// A lease is written again at most this often, in milliseconds (5 minutes).
 pub const LEASE_RENEW_MS: u64 = 5 * 60 * 1000;
+/// Most folders of one lake that are watched for changes; a lake with more is looked through by a timer.
+pub const FOLDERS_WATCHED_MAX: usize = 500_000;
+/// Most sites that are told of one new head.
+pub const SITES_TOLD_MAX: usize = 256;
+/// Most sites beside the owner and the inviting one that are asked for news of a space at once.
+pub const SITES_ASKED_MAX: usize = 16;

@@ -55,6 +55,8 @@ record! {
         0 => space: SpaceId,
         /// The signed head.
         1 => head: Bytes,
+        /// The signed card of the site that speaks: where it is reached now.
+        2 => card: Option<Bytes>,
     }
 }
 
@@ -169,7 +171,7 @@ impl Document for Message {
         let ok = match self {
             Message::Pair(p) => short(&p.card),
             Message::Heads(h) => h.have_epoch.is_some() == h.have_seq.is_some() && h.card.iter().all(short),
-            Message::Announce(a) => short(&a.head),
+            Message::Announce(a) => short(&a.head) && a.card.iter().all(short),
             Message::News(n) => {
                 n.heads.len() <= limits::HEADS_PER_REPLY_MAX
                     && n.cards.len() <= limits::CARDS_MAX

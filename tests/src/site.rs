@@ -71,6 +71,8 @@ pub struct Site {
     process: Option<Child>,
     /// More environment for the process and the commands.
     variables: Vec<(String, String)>,
+    /// A command line that the process, and it alone, is started by; it must end in `exec`.
+    wrapper: Vec<String>,
 }
 
 impl Site {
@@ -84,6 +86,7 @@ impl Site {
             p2p_port: free_port(),
             process: None,
             variables: Vec::new(),
+            wrapper: Vec::new(),
         };
         site.run(["init", "--name", name]).ok();
         site
@@ -92,6 +95,26 @@ impl Site {
     /// Sets a variable for everything that is run from now on.
     pub fn set(&mut self, key: &str, value: &str) {
         self.variables.push((key.to_owned(), value.to_owned()));
+    }
+
+    /// Starts the process by this command line from now on; the program and its arguments follow it.
+    pub fn wrap(&mut self, wrapper: &[&str]) {
+        self.wrapper = wrapper.iter().map(|w| (*w).to_owned()).collect();
+    }
+
+    /// The command line of the process, with its wrapper.
+    fn up(&self) -> Command {
+        let inner = self.command(["up"]);
+        let Some((program, args)) = self.wrapper.split_first() else { return inner };
+        let mut outer = Command::new(program);
+        outer.args(args).arg(inner.get_program()).args(inner.get_args());
+        for (key, value) in inner.get_envs() {
+            match value {
+                Some(value) => outer.env(key, value),
+                None => outer.env_remove(key),
+            };
+        }
+        outer
     }
 
     pub fn name(&self) -> &str {
@@ -113,7 +136,7 @@ impl Site {
         assert!(self.process.is_none(), "{} is up already", self.name);
         let log = File::options().create(true).append(true).open(&self.log).expect("a log file");
         let child = self
-            .command(["up"])
+            .up()
             .stdin(Stdio::null())
             .stdout(log.try_clone().expect("a second handle"))
             .stderr(log)
@@ -151,6 +174,8 @@ impl Site {
         let mut command = sluice();
         command.arg("--home").arg(&self.home).args(args);
         command.env("SLUICE__P2P__PORT", self.p2p_port.to_string()).env("SLUICE__API__PORT", "0");
+        // Most tests take every step themselves; those that follow say so with `set`.
+        command.env("SLUICE__FOLLOW__ENABLED", "false");
         command.envs(self.variables.iter().map(|(k, v)| (k, v)));
         command
     }

@@ -43,6 +43,7 @@ pub fn router(node: Arc<dyn Node>, door: Door) -> Router {
         .route("/v1/spaces/{space}/diff", get(snapshot_diff))
         .route("/v1/spaces/{space}/sync", post(sync_space))
         .route("/v1/spaces/{space}/verify", post(verify))
+        .route("/v1/spaces/{space}/follow", post(follow))
         .route("/v1/spaces/{space}/path", get(path))
         .route("/v1/sync", post(sync_all))
         .route("/v1/invites", post(invite))
@@ -210,6 +211,21 @@ async fn verify(
     Fields(how): Fields<HowToVerify>,
 ) -> Response {
     answer(node, &headers, Operation::Verify { space, deep: how.deep }).await
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Whether {
+    on: bool,
+}
+
+async fn follow(
+    State(node): App,
+    headers: HeaderMap,
+    Named(space): Named<String>,
+    Fields(whether): Fields<Whether>,
+) -> Response {
+    answer(node, &headers, Operation::Follow { space, on: whether.on }).await
 }
 
 #[derive(Deserialize)]

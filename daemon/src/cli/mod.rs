@@ -9,6 +9,7 @@ mod completions;
 mod context;
 mod demo;
 mod doctor;
+mod follow;
 mod init;
 mod invite;
 mod join;
@@ -90,6 +91,7 @@ enum Verb {
     Peer(peer::Peer),
     Snapshot(snapshot::Snapshot),
     Sync(sync::Sync),
+    Follow(follow::Follow),
     Path(path::PathOf),
     Verify(verify::Verify),
     Demo(demo::Demo),
@@ -140,6 +142,7 @@ async fn ask(verb: Verb, context: &Context) -> Result<Ended> {
         Verb::Peer(peer) => peer.run(context).await,
         Verb::Snapshot(snapshot) => snapshot.run(context).await,
         Verb::Sync(sync) => sync.run(context).await,
+        Verb::Follow(follow) => follow.run(context).await,
         Verb::Path(path) => path.run(context).await,
         Verb::Verify(verify) => verify.run(context).await,
         Verb::Init(_) | Verb::Up(_) | Verb::Service(_) | Verb::Completions(_) | Verb::Demo(_) => {

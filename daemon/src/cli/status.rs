@@ -104,7 +104,7 @@ pub(super) fn spaces(spaces: &[SpaceInfo], now_ms: u64) -> String {
     if spaces.is_empty() {
         return "no spaces yet: `sluice space add NAME PATH` or `sluice join TICKET`\n".into();
     }
-    let mut table = Table::new(&["space", "role", "state", ">files", ">size", "snapshot", ">age", "path"]);
+    let mut table = Table::new(&["space", "role", "state", ">files", ">size", "snapshot", ">age", "follows", "path"]);
     let mut skipped = String::new();
     for s in spaces {
         table.row([
@@ -115,8 +115,12 @@ pub(super) fn spaces(spaces: &[SpaceInfo], now_ms: u64) -> String {
             mib(s.bytes),
             s.snapshot.map_or("-".into(), |id| id.short()),
             s.snapshot_time_ms.map_or("-".into(), |t| ago(t, now_ms)),
+            followed(s, now_ms),
             s.path.clone(),
         ]);
+        if let Some(trouble) = s.follow.trouble.as_ref().filter(|_| s.follow.following) {
+            skipped.push_str(&format!("! {}: {}\n", clean(&s.name), clean(trouble)));
+        }
         if !s.skipped.is_empty() {
             let left_out = count(s.skipped.len() as u64, "file was", "files were");
             skipped.push_str(&format!(
@@ -127,6 +131,21 @@ pub(super) fn spaces(spaces: &[SpaceInfo], now_ms: u64) -> String {
         }
     }
     table.text() + &skipped
+}
+
+/// In a few words, whether a space follows and how well.
+pub(super) fn followed(space: &SpaceInfo, now_ms: u64) -> String {
+    let f = &space.follow;
+    let step = match f.in_step_ms {
+        _ if f.behind_versions > 0 => format!("{} behind", count(f.behind_versions, "version", "versions")),
+        Some(time) => format!("in step {}", since(time, now_ms)),
+        None => "not in step yet".into(),
+    };
+    match (f.following, space.role) {
+        (false, _) => "no".into(),
+        (true, Role::Owner) if !f.watching => format!("by timer, {step}"),
+        (true, _) => step,
+    }
 }
 
 /// A table of peers; nothing when there are none.

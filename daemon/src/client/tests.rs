@@ -71,6 +71,7 @@ async fn every_operation_arrives_as_it_was_sent() {
         Operation::Sync { space: None, dry_run: false },
         Operation::Path { space: text("acme"), section: Some(text("delta/orders")) },
         Operation::Path { space: text("acme"), section: None },
+        Operation::Follow { space: text("acme"), on: false },
         Operation::Verify { space: text("acme"), deep: true },
         Operation::Shutdown,
     ];

@@ -8,17 +8,22 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use bytes::Bytes;
 use sluice_protocol::card::SiteCard;
 use sluice_protocol::codec::Bytes as CborBytes;
+use sluice_protocol::grants::Right;
+use sluice_protocol::head::Head;
 use sluice_protocol::ids::{BlobHash, SiteId, SpaceId};
-use sluice_protocol::limits::GROUP_BYTES;
-use sluice_protocol::messages::{Message, PairRequest, REFUSED_LATER, REFUSED_MESSAGE, Refusal, SpaceNews};
+use sluice_protocol::limits::{CLOCK_SKEW_MS_MAX, GROUP_BYTES};
+use sluice_protocol::messages::{
+    Announce, Message, PairRequest, REFUSED_GRANT, REFUSED_LATER, REFUSED_MESSAGE, Refusal, SpaceNews,
+};
 use sluice_protocol::signed::Signed;
 use sluice_store::blobs::{open_blob, quarantine};
-use sluice_store::catalog::{CatalogError, Lookup, SiteLookup, StoredTree};
+use sluice_store::catalog::{CatalogError, Lookup, Role, SiteLookup, StoredTree};
 use sluice_store::chunk::digest_file;
 use sluice_store::lake::{Lake, Place};
 
 use crate::clock::now_ms;
 use crate::errors::OrExplain;
+use crate::follow::Follow;
 use crate::lanes::{Host, ServedBlob, ServedData};
 use crate::policy::Policy;
 use crate::site::Site;
@@ -28,13 +33,14 @@ use crate::{journal, news, pairing};
 pub struct SiteHost {
     site: Site,
     policy: Policy,
+    follow: Follow,
     served_bytes: AtomicU64,
 }
 
 impl SiteHost {
     /// A host over the site's catalog and rules.
-    pub fn new(site: Site, policy: Policy) -> Self {
-        Self { site, policy, served_bytes: AtomicU64::new(0) }
+    pub fn new(site: Site, policy: Policy, follow: Follow) -> Self {
+        Self { site, policy, follow, served_bytes: AtomicU64::new(0) }
     }
 
     fn pair(&self, from: SiteId, request: &PairRequest) -> Message {
@@ -79,6 +85,39 @@ impl SiteHost {
         if let Err(e) = noted {
             tracing::warn!(error = %e, "a peer's card could not be stored");
         }
+    }
+
+    /// A peer tells of a head. Nothing of it is stored: the chain is walked when it is asked for.
+    fn announced(&self, from: SiteId, announce: &Announce) -> Result<(), Refusal> {
+        let later = |e: CatalogError| {
+            tracing::error!(error = %e, "an announcement could not be compared");
+            Refusal::new(REFUSED_LATER, "the site cannot read its catalog")
+        };
+        // The same words as everywhere: presence is no news.
+        let refused = || Refusal::new(REFUSED_GRANT, "no grant lets this site read that space");
+        let head = Signed::<Head>::from_bytes(&announce.head.0)
+            .map_err(|e| Refusal::new(REFUSED_MESSAGE, format!("the head is not believed: {e}")))?;
+        let reader = self.site.catalog.read().map_err(later)?;
+        let record = reader.space(&announce.space).map_err(later)?.ok_or_else(refused)?;
+        let (now, grants) = (now_ms(), reader.grants(&announce.space).map_err(later)?);
+        if !grants.is_some_and(|g| g.allows(from, Right::Read, now)) {
+            return Err(refused());
+        }
+        let fits = head.space == announce.space && head.writer == record.owner;
+        if !fits || head.is_stale(now) || head.time_ms > now.saturating_add(CLOCK_SKEW_MS_MAX) {
+            return Err(Refusal::new(REFUSED_MESSAGE, "the head is not one of this space and time"));
+        }
+        if record.role == Role::Replica && record.frozen.is_none() {
+            let stored = reader.newest_head(&announce.space, &record.owner).map_err(later)?;
+            let live = reader.live(&announce.space).map_err(later)?;
+            // An older head is no news. Another one at the place of the stored one is a fork: asking
+            // finds it and freezes. One that is stored may still be on its way here.
+            let old = stored.as_ref().is_some_and(|s| s.place() > head.place());
+            let known = stored.is_some_and(|s| s.id() == head.id());
+            let here = known && live.is_some_and(|l| l.snapshot == head.manifest);
+            self.follow.heard(&announce.space, from, !old && !here);
+        }
+        Ok(())
     }
 
     fn find(&self, peer: SiteId, hash: &BlobHash) -> Result<Option<ServedBlob>, CatalogError> {
@@ -150,11 +189,16 @@ impl Host for SiteHost {
             Message::Pair(request) => self.pair(from, &request),
             Message::Heads(request) if paired => {
                 self.seen(from, request.card.as_ref());
+                self.follow.heard_of(from);
                 let card = self.site.card();
                 match news::answer(&self.site.catalog, &self.policy, &card, from, &request) {
                     Ok(news) => Message::News(news),
                     Err(refusal) => Message::Refused(refusal),
                 }
+            }
+            Message::Announce(announce) if paired => {
+                self.seen(from, announce.card.as_ref());
+                self.announced(from, &announce).map_or_else(Message::Refused, |()| Message::Done)
             }
             _ => Message::Refused(Refusal::new(REFUSED_MESSAGE, "that message has no place here")),
         })

@@ -26,6 +26,7 @@ use tokio_util::task::AbortOnDropHandle;
 use crate::config::Config;
 use crate::errors::OrExplain;
 use crate::flow;
+use crate::follow::Follow;
 use crate::home::Home;
 use crate::jobs::Jobs;
 use crate::lanes::{QuicConfig, QuicLane};
@@ -48,6 +49,9 @@ pub struct SiteNode {
     asked: Mutex<HashSet<SpaceId>>,
     /// Ends with the site.
     renewing: AbortOnDropHandle<()>,
+    follow: Follow,
+    /// The task that follows, while the site does.
+    following: Mutex<Option<AbortOnDropHandle<()>>>,
 }
 
 impl SiteNode {
@@ -75,10 +79,11 @@ impl SiteNode {
             lane: lane.clone(),
         });
         let policy = Policy::new(catalog, site.id);
-        lane.serve(Arc::new(host::SiteHost::new(site.clone(), policy))).or_explain()?;
+        let follow = Follow::new(site.clone());
+        lane.serve(Arc::new(host::SiteHost::new(site.clone(), policy, follow.clone()))).or_explain()?;
         finish_publications(&site).await?;
         let renewing = AbortOnDropHandle::new(tokio::spawn(renew_heads(site.clone())));
-        Ok(Arc::new(SiteNode {
+        let node = Arc::new(SiteNode {
             site,
             home,
             jobs: Jobs::default(),
@@ -86,7 +91,16 @@ impl SiteNode {
             stop_asked: Notify::new(),
             asked: Mutex::default(),
             renewing,
-        }))
+            follow,
+            following: Mutex::default(),
+        });
+        *node.following.lock().expect("no panic while held") = node.follow.begin(Arc::downgrade(&node));
+        Ok(node)
+    }
+
+    /// What the site is doing.
+    pub(crate) fn jobs(&self) -> &Jobs {
+        &self.jobs
     }
 
     /// Says where the API is reached over HTTP.
@@ -102,6 +116,8 @@ impl SiteNode {
     /// Lets running jobs come to a safe place and closes the lane.
     pub async fn stop(&self) {
         self.renewing.abort();
+        // First no new work, then the work that is under way.
+        self.follow.stop();
         self.jobs.stop_all();
         let waited = tokio::time::timeout(JOBS_END_WITHIN, async {
             while !self.jobs.list().is_empty() {
@@ -111,6 +127,7 @@ impl SiteNode {
         if waited.await.is_err() {
             tracing::warn!("a job did not end in time; it goes on from what is durable when it is run again");
         }
+        drop(self.following.lock().expect("no panic while held").take());
         self.site.lane.close().await;
     }
 }
@@ -161,7 +178,7 @@ impl Node for SiteNode {
             }
             Operation::SpaceList => self.space_list().map(Outcome::Spaces),
             Operation::SpaceShow { space } => self.space_show(&space).map(|s| Outcome::Space(Box::new(s))),
-            Operation::SpaceRemove { space } => self.space_remove(&space).map(Outcome::Done),
+            Operation::SpaceRemove { space } => self.space_remove(&space).await.map(Outcome::Done),
             Operation::Invite { space, sections, expires_s } => {
                 self.invite(&space, sections, expires_s).map(Outcome::Invite)
             }
@@ -180,6 +197,7 @@ impl Node for SiteNode {
             }
             Operation::SnapshotDiff { space, from, to } => self.snapshot_diff(&space, &from, to).map(Outcome::Diff),
             Operation::Sync { space, dry_run } => self.sync(space, dry_run, sink).await.map(Outcome::Sync),
+            Operation::Follow { space, on } => self.follow(&space, on).map(Outcome::Done),
             Operation::Path { space, section } => self.path(&space, section).map(Outcome::Path),
             Operation::Verify { space, deep } => self.verify(&space, deep, sink).await.map(Outcome::Verify),
             Operation::Shutdown => {

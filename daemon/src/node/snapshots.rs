@@ -42,12 +42,12 @@ impl SiteNode {
         if let Some(tag) = &tag {
             check_name("a tag", tag).map_err(|e| usage(e.to_string(), "choose a tag like `v1` or `2026-11`"))?;
         }
-        let job = self.jobs.begin(&record.name, "scan", sink)?;
+        let job = self.jobs.begin_in_turn(&record.name, "scan", sink).await?;
         self.snapshot_with(name, tag, job).await
     }
 
     /// Takes a snapshot within a job that has begun.
-    pub(super) async fn snapshot_with(
+    pub(crate) async fn snapshot_with(
         &self,
         name: &str,
         tag: Option<String>,
@@ -57,6 +57,9 @@ impl SiteNode {
         self.refuse_when_set_back(&space).await?;
         let site = self.site.clone();
         let taken = off_reactor(move || take_snapshot(&site, &space, &record, tag, &job)).await?;
+        if taken.signed {
+            self.follow.tell(taken.head.clone(), vec![]);
+        }
         let reader = self.site.catalog.read().or_explain()?;
         let s = &taken.snapshot;
         Ok(SnapshotReport {

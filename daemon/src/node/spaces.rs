@@ -43,10 +43,11 @@ impl SiteNode {
         sluice_protocol::api::check_new_space_name(&name)?;
         check_space_name(&name).map_err(|e| usage(e.to_string(), "choose a name like `acme` or `acme-2026`"))?;
         let lake = Lake::open(Path::new(&path)).or_explain()?;
-        let job = self.jobs.begin(&name, "scan", sink)?;
+        let job = self.jobs.begin_in_turn(&name, "scan", sink).await?;
         self.refuse_taken(&name, lake.root())?;
         let space = self.found(&name, lake.root(), history, opaque)?;
         let taken = self.snapshot_with(&name, None, job).await;
+        self.follow.spaces_changed();
         if taken.is_err() {
             // A space without a first snapshot helps nobody: the call can be made again once mended.
             self.site.catalog.write(|b| b.remove_space(&space)).or_explain()?;
@@ -113,6 +114,7 @@ impl SiteNode {
             sources: vec![],
             frozen: None,
             phrase: None,
+            follow: None,
             unknown: Default::default(),
         };
         let written: Result<(), CatalogError> = self.site.catalog.write(|b| {
@@ -173,14 +175,17 @@ impl SiteNode {
             return Err(usage("this ticket was made by this very site", "use it on another site"));
         }
         // Held from here on: two joins at once must not both find the space unknown.
-        let job = self.jobs.begin(&body.space_name, "pair", sink)?;
+        let job = self.jobs.begin_in_turn(&body.space_name, "pair", sink).await?;
         let known = self.site.catalog.read().or_explain()?.space(&body.space).or_explain()?;
         let record = match known {
             Some(record) => self.enter_again(&ticket, record, into, sections).await?,
             None => self.enter(&ticket, into, sections, &job).await?,
         };
         let phrase = phrase(body.site, body.space, &body.secret);
-        let sync = self.sync_with(&body.space, &record, false, &job).await?;
+        // What a first try leaves to do, following does.
+        let sync = self.sync_with(&body.space, &record, false, &job).await;
+        self.follow.spaces_changed();
+        let sync = sync?;
         Ok(Joined { phrase, path: record.lake, sync })
     }
 
@@ -232,6 +237,7 @@ impl SiteNode {
             sources: vec![body.site],
             frozen: None,
             phrase: Some(shown),
+            follow: None,
             unknown: Default::default(),
         };
         self.write_down(&body.space, record, &news)
@@ -348,6 +354,7 @@ impl SiteNode {
             files: totals.as_ref().map_or(0, |t| t.files),
             bytes: totals.as_ref().map_or(0, |t| t.bytes),
             skipped: totals.map(|t| skipped(&t.skipped)).unwrap_or_default(),
+            follow: self.follow.info(reader, space, record).or_explain()?,
         })
     }
 
@@ -381,20 +388,48 @@ impl SiteNode {
         }
     }
 
-    pub(super) fn space_remove(&self, name: &str) -> Result<Done, ApiError> {
+    pub(super) async fn space_remove(&self, name: &str) -> Result<Done, ApiError> {
         let (space, record) = self.site.space_named(name)?;
-        let _job = self.jobs.begin(&record.name, "remove", Arc::new(Unwatched))?;
+        let _job = self.jobs.begin_in_turn(&record.name, "remove", Arc::new(Unwatched)).await?;
         let removed: Result<(), CatalogError> = self.site.catalog.write(|b| {
             b.remove_space(&space)?;
             journal::write(b, "space removed", Some(space), None, &record.name)
         });
         removed.or_explain()?;
+        self.follow.spaces_changed();
         Ok(Done {
             done: format!(
                 "`{}` is no longer a space of this site; its files at `{}` were not touched",
                 record.name, record.lake
             ),
         })
+    }
+
+    /// Lets the site follow a space by itself, or no longer.
+    pub(super) fn follow(&self, name: &str, on: bool) -> Result<Done, ApiError> {
+        let (space, record) = self.site.space_named(name)?;
+        let written: Result<(), CatalogError> = self.site.catalog.write(|b| {
+            if let Some(mut record) = b.space(&space)? {
+                record.follow = (!on).then_some(false);
+                b.put_space(&space, &record)?;
+                journal::write(b, if on { "followed" } else { "paused" }, Some(space), None, &record.name)?;
+            }
+            Ok(())
+        });
+        written.or_explain()?;
+        self.follow.spaces_changed();
+        let what = match (on, record.role) {
+            (true, Role::Owner) => "changes in its lake are taken and told by themselves",
+            (true, Role::Replica) => "new versions come by themselves",
+            (false, Role::Owner) => "its lake is not watched; `sluice snapshot` takes what changed",
+            (false, Role::Replica) => "nothing comes by itself; `sluice sync` brings what is new",
+        };
+        let off = if on && !self.site.config.follow.enabled {
+            ", once the settings permit it (`follow.enabled`)"
+        } else {
+            ""
+        };
+        Ok(Done { done: format!("`{}`: {what}{off}", record.name) })
     }
 }
 

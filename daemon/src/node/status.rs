@@ -2,12 +2,12 @@
 
 use std::path::PathBuf;
 
-use sluice_protocol::api::{Alert, ApiError, Doctor, Status};
+use sluice_protocol::api::{Alert, ApiError, Check, Doctor, Health, Status};
 use sluice_protocol::ids::SpaceId;
-use sluice_store::catalog::{BlobRecord, Lookup, SiteLookup, SpaceRecord};
+use sluice_store::catalog::{BlobRecord, Lookup, Reader, Role, SiteLookup, SpaceRecord};
 
 use super::SiteNode;
-use crate::doctor::{Contents, Daemon, Patient, contents_check, examine, report};
+use crate::doctor::{Contents, Daemon, Patient, advise, contents_check, examine, good, report};
 use crate::errors::OrExplain;
 use crate::flow::off_reactor;
 use crate::sync::transfer::{MOVED_TOTAL, REUSED_TOTAL};
@@ -33,7 +33,7 @@ impl SiteNode {
             jobs: self.jobs.list(),
             moved_bytes_total: reader.counter(MOVED_TOTAL).or_explain()?,
             reused_bytes_total: reader.counter(REUSED_TOTAL).or_explain()?,
-            alerts: self.alerts()?,
+            alerts: self.alerts(&reader)?,
         })
     }
 
@@ -48,6 +48,7 @@ impl SiteNode {
             api: self.api_url.lock().expect("no panic while held").clone(),
         };
         let contents = self.contents(&spaces)?;
+        let followed = self.followed(&spaces)?;
         let (home, site) = (self.home.root().to_path_buf(), self.site.clone());
         off_reactor(move || {
             let patient = Patient {
@@ -58,10 +59,31 @@ impl SiteNode {
                 daemon,
             };
             let mut checks = examine(&patient);
+            checks.extend(followed);
             checks.push(contents_check(contents));
             Ok(report(checks))
         })
         .await
+    }
+
+    /// How well each space is followed.
+    fn followed(&self, spaces: &[(SpaceId, SpaceRecord)]) -> Result<Vec<Check>, ApiError> {
+        let reader = self.site.catalog.read().or_explain()?;
+        let one = |(space, record): &(SpaceId, SpaceRecord)| {
+            let info = self.follow.info(&reader, space, record).or_explain()?;
+            let check = format!("following of {}", record.name);
+            Ok(match (info.following, info.trouble) {
+                (true, Some(trouble)) => {
+                    let advice =
+                        "raise fs.inotify.max_user_watches where that is the limit; see docs/operations.md, Following";
+                    advise(&check, Health::Warning, trouble, advice)
+                }
+                (true, None) if record.role == Role::Owner => good(&check, "changes are noticed as they happen"),
+                (true, None) => good(&check, "new versions come by themselves"),
+                (false, why) => good(&check, format!("off: {}", why.unwrap_or_default())),
+            })
+        };
+        spaces.iter().map(one).collect()
     }
 
     fn contents(&self, spaces: &[(SpaceId, SpaceRecord)]) -> Result<Contents, ApiError> {
@@ -77,8 +99,7 @@ impl SiteNode {
         Ok(contents)
     }
 
-    fn alerts(&self) -> Result<Vec<Alert>, ApiError> {
-        let reader = self.site.catalog.read().or_explain()?;
+    fn alerts(&self, reader: &Reader) -> Result<Vec<Alert>, ApiError> {
         let last = reader.counter("journal").or_explain()?;
         let rows = reader.journal(last.saturating_sub(JOURNAL_TAIL)).or_explain()?;
         let mut alerts = Vec::new();
@@ -90,6 +111,7 @@ impl SiteNode {
             }
         }
         alerts.reverse();
+        alerts.extend(self.follow.alerts(&reader.spaces().or_explain()?));
         Ok(alerts)
     }
 }

@@ -74,12 +74,12 @@ impl SiteNode {
         dry_run: bool,
         sink: Arc<dyn ProgressSink>,
     ) -> Result<SpaceSync, ApiError> {
-        let job = self.jobs.begin(&record.name, "ask", sink)?;
+        let job = self.jobs.begin_in_turn(&record.name, "ask", sink).await?;
         self.sync_with(space, record, dry_run, &job).await
     }
 
     /// Syncs within a job that has begun.
-    pub(super) async fn sync_with(
+    pub(crate) async fn sync_with(
         &self,
         space: &SpaceId,
         record: &SpaceRecord,
@@ -110,6 +110,11 @@ impl SiteNode {
         if arrived.published.snapshot != d.head.manifest {
             return Err(ApiError::plain(Failure::Error, "another version was published than the one that arrived"));
         }
+        let changed = before.is_none_or(|l| l.snapshot != d.head.manifest);
+        if changed {
+            // Whoever cannot reach the owner may reach this site. The owner knows its own heads.
+            self.follow.tell(d.head.clone(), vec![record.owner, d.from_site()]);
+        }
         let unproven = arrived.unproven.iter().map(|text| {
             let (path, reason) = text.split_once(": ").unwrap_or((text, ""));
             Skipped { path: path.into(), reason: reason.into() }
@@ -120,7 +125,7 @@ impl SiteNode {
             seq: d.head.seq,
             published: true,
             dry_run: false,
-            changed: before.is_none_or(|l| l.snapshot != d.head.manifest),
+            changed,
             bytes_moved: arrived.moved_bytes,
             bytes_reused: d.plan.reused_bytes(),
             rsync_bytes: d.rsync_bytes,

@@ -34,6 +34,7 @@ impl SiteNode {
         sink: Arc<dyn ProgressSink>,
     ) -> Result<VerifyReport, ApiError> {
         let (space, record) = self.site.space_named(name)?;
+        let job = self.jobs.begin_in_turn(&record.name, "verify", sink).await?;
         let reader = self.site.catalog.read().or_explain()?;
         let snapshot = self.space_info(&reader, &space, &record)?.snapshot.ok_or_else(|| {
             let hint = format!("run `sluice sync {name}` first");
@@ -41,7 +42,6 @@ impl SiteNode {
         })?;
         let manifest = self.manifest_of(&reader, &space, &snapshot)?;
         drop(reader);
-        let job = self.jobs.begin(&record.name, "verify", sink)?;
         let started = Instant::now();
         let site = self.site.clone();
         let found = off_reactor(move || match record.role {

@@ -3,24 +3,34 @@
 //! Invariant: what is returned was believed by `news` and is stored; a site that answers nothing
 //! useful costs only its time-out.
 
+use std::collections::VecDeque;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::future::BoxFuture;
+use futures_util::stream::FuturesUnordered;
+use futures_util::{FutureExt, StreamExt};
 use sluice_protocol::codec::Bytes;
+use sluice_protocol::grants::Right;
 use sluice_protocol::head::Head;
 use sluice_protocol::ids::{SiteId, SpaceId};
+use sluice_protocol::limits::SITES_ASKED_MAX;
 use sluice_protocol::messages::{HeadsRequest, Message};
 use sluice_protocol::signed::Signed;
-use sluice_store::catalog::{SiteLookup, SpaceRecord};
+use sluice_store::catalog::{CatalogError, Reader, SiteLookup, SpaceRecord};
 use sluice_store::watch::Watch;
+use tokio::time::Instant;
 
 use super::source::Source;
 use super::{SyncError, blocking};
-use crate::jobs::Job;
+use crate::clock::now_ms;
 use crate::lanes::Peer;
-use crate::news;
+use crate::news::{self, NewsError};
 use crate::site::Site;
+
+/// How long a site is given before the next is asked as well, and others when one has answered.
+const STAGGER: Duration = Duration::from_secs(2);
 
 /// Peers that an owner asks before it signs, and how long it waits for them.
 const PEERS_ASKED_MAX: usize = 32;
@@ -30,45 +40,88 @@ const PEER_ANSWERS_WITHIN: Duration = Duration::from_secs(2);
 const REPLIES_MAX: usize = 2048;
 
 /// The newest head that a reachable site knows, and that site.
+///
+/// The sites of the record and the owner are asked one after the other, each a moment after the one
+/// before; other sites with a grant come in when none of these has answered by then. What a site of the
+/// first kind says is taken at once; a third site may be behind, so that others get a little time.
 pub async fn newest(
     site: &Site,
     space: &SpaceId,
     record: &SpaceRecord,
-    job: &Arc<Job>,
+    watch: &dyn Watch,
 ) -> Result<(Arc<Source>, Signed<Head>), SyncError> {
     if let Some(why) = &record.frozen {
         return Err(SyncError::Manifest(format!("the space is frozen: {why}")));
     }
+    let mut waiting = VecDeque::from(sources(site, space, record)?);
+    let mut asked = FuturesUnordered::<BoxFuture<'_, Answer>>::new();
     let mut failures: Vec<SyncError> = Vec::new();
-    for (source, addresses) in sources(site, record)? {
-        let peer = site.lane.peer(source, &addresses);
-        match walk(site, space, &record.owner, &peer).await {
-            Ok(head) => return Ok((Arc::new(Source::new(peer)), head)),
-            Err(e) => {
-                job.note(e.to_string());
-                failures.push(e);
+    let mut best: Option<(Peer, Signed<Head>)> = None;
+    let mut next = Instant::now();
+    loop {
+        tokio::select! {
+            biased;
+            Some((source, answer)) = asked.next(), if !asked.is_empty() => match answer {
+                Ok((peer, head)) if source.first => return Ok((Arc::new(Source::new(peer)), head)),
+                Ok((peer, head)) => {
+                    if best.as_ref().is_none_or(|(_, b)| b.place() < head.place()) {
+                        best = Some((peer, head));
+                    }
+                    // From here on `next` is the end of the waiting for a better one.
+                    next = Instant::now() + STAGGER;
+                }
+                Err(e) if is_fork(&e) => return Err(e),
+                Err(e) => {
+                    watch.note(e.to_string());
+                    failures.push(e);
+                    next = Instant::now();
+                }
+            },
+            () = tokio::time::sleep_until(next), if best.is_some() || !waiting.is_empty() => {
+                if best.is_some() {
+                    break;
+                }
+                if let Some(source) = waiting.pop_front() {
+                    // Third sites are asked together.
+                    next = Instant::now() + if source.first { STAGGER } else { Duration::ZERO };
+                    let peer = site.lane.peer(source.site, &source.addresses);
+                    let asking = async move {
+                        let walked = walk(site, space, &record.owner, &peer).await;
+                        (source, walked.map(|head| (peer, head)))
+                    };
+                    asked.push(asking.boxed());
+                }
             }
+            else => break,
         }
     }
-    Err(match failures.len() {
+    best.map(|(peer, head)| (Arc::new(Source::new(peer)), head)).ok_or_else(|| nobody(failures))
+}
+
+/// A fork has frozen the space: nobody else's word may be taken for it.
+fn is_fork(e: &SyncError) -> bool {
+    use sluice_protocol::grants::SuccessionError;
+    use sluice_protocol::head::ChainError;
+    matches!(
+        e,
+        SyncError::News(NewsError::Chain(ChainError::Fork { .. }) | NewsError::Grants(SuccessionError::Fork { .. }))
+    )
+}
+
+fn nobody(mut failures: Vec<SyncError>) -> SyncError {
+    match failures.len() {
         0 => SyncError::Unreachable("no address of any is known".into()),
         1 => failures.remove(0),
         _ => {
             let all: Vec<String> = failures.iter().map(ToString::to_string).collect();
             SyncError::Unreachable(all.join("; "))
         }
-    })
+    }
 }
 
 /// The highest place in this site's own chain that one of its peers has seen, among those that answer soon.
 pub async fn highest_known(site: &Site, space: &SpaceId) -> Option<(SiteId, (u64, u64))> {
-    let peers = {
-        let reader = site.catalog.read().ok()?;
-        let grants = reader.grants(space).ok()??;
-        let cards = grants.grants.iter().filter_map(|g| reader.card(&g.site).ok().flatten());
-        let peers = cards.map(|c| (c.site, c.quic.iter().filter_map(|a| a.parse().ok()).collect::<Vec<_>>()));
-        peers.take(PEERS_ASKED_MAX).collect::<Vec<_>>()
-    };
+    let peers: Vec<_> = granted(site, space).ok()?.into_iter().take(PEERS_ASKED_MAX).collect();
     let ask = |(id, addresses): (SiteId, Vec<SocketAddr>)| async move {
         let peer = site.lane.peer(id, &addresses);
         // With our card: whoever is asked also learns where this site is reached now.
@@ -89,19 +142,52 @@ pub async fn highest_known(site: &Site, space: &SpaceId) -> Option<(SiteId, (u64
     answers.into_iter().flatten().max_by_key(|(_, place)| *place)
 }
 
-/// Sites to ask, the inviting one first, with their addresses.
-fn sources(site: &Site, record: &SpaceRecord) -> Result<Vec<(SiteId, Vec<SocketAddr>)>, SyncError> {
+/// Sites that may read the space and whose addresses are known, this site and those cut off left out.
+pub fn granted(site: &Site, space: &SpaceId) -> Result<Vec<(SiteId, Vec<SocketAddr>)>, CatalogError> {
     let reader = site.catalog.read()?;
-    let mut wanted: Vec<SiteId> = record.sources.clone();
-    if !wanted.contains(&record.owner) {
-        wanted.push(record.owner);
-    }
+    let Some(grants) = reader.grants(space)? else { return Ok(Vec::new()) };
+    let now = now_ms();
     let mut found = Vec::new();
-    for source in wanted.into_iter().filter(|s| *s != site.id) {
-        let card = reader.card(&source)?;
-        let addresses = card.iter().flat_map(|c| &c.quic).filter_map(|a| a.parse().ok()).collect();
-        found.push((source, addresses));
+    for grant in grants.grants.iter().filter(|g| g.site != site.id && g.gives(Right::Read, now)) {
+        if reader.peer(&grant.site)?.is_some_and(|p| p.revoked) {
+            continue;
+        }
+        let addresses = addresses(&reader, &grant.site)?;
+        if !addresses.is_empty() {
+            found.push((grant.site, addresses));
+        }
     }
+    Ok(found)
+}
+
+fn addresses(reader: &Reader, site: &SiteId) -> Result<Vec<SocketAddr>, CatalogError> {
+    let card = reader.card(site)?;
+    Ok(card.iter().flat_map(|c| &c.quic).filter_map(|a| a.parse().ok()).collect())
+}
+
+/// A site to ask.
+struct Ask {
+    site: SiteId,
+    addresses: Vec<SocketAddr>,
+    /// Named by the record, or the owner; the others come after these.
+    first: bool,
+}
+
+/// What a site that was asked said.
+type Answer = (Ask, Result<(Peer, Signed<Head>), SyncError>);
+
+/// Sites to ask, those of the record first, then the owner, then others with a grant.
+fn sources(site: &Site, space: &SpaceId, record: &SpaceRecord) -> Result<Vec<Ask>, SyncError> {
+    let reader = site.catalog.read()?;
+    let mut found: Vec<Ask> = Vec::new();
+    for source in record.sources.iter().chain([&record.owner]).filter(|s| **s != site.id) {
+        if found.iter().all(|f| f.site != *source) {
+            found.push(Ask { site: *source, addresses: addresses(&reader, source)?, first: true });
+        }
+    }
+    let others = granted(site, space)?.into_iter().filter(|(id, _)| found.iter().all(|f| f.site != *id));
+    let others: Vec<_> = others.take(SITES_ASKED_MAX).collect();
+    found.extend(others.into_iter().map(|(site, addresses)| Ask { site, addresses, first: false }));
     Ok(found)
 }
 

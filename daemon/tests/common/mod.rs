@@ -29,6 +29,7 @@ pub fn config() -> Config {
     let mut config = Config::default();
     config.p2p.port = 0;
     config.p2p.loopback = true;
+    config.follow.enabled = false;
     config
 }
 

@@ -79,6 +79,9 @@ pub struct JobInfo {
     pub bytes: u64,
     pub bytes_total: u64,
     pub since_ms: TimeMs,
+    /// Nobody asked for it: the site follows a change.
+    #[serde(default)]
+    pub automatic: bool,
 }
 
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -95,6 +98,34 @@ pub struct SpaceInfo {
     pub bytes: u64,
     /// Files that the newest snapshot left out, with their reasons.
     pub skipped: Vec<Skipped>,
+    /// Whether and how well the site follows the space by itself.
+    #[serde(default)]
+    pub follow: FollowInfo,
+}
+
+/// How a space is followed.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FollowInfo {
+    /// The owner takes snapshots, a replica comes along, without being told.
+    pub following: bool,
+    /// Why it is not followed, or not well: paused, no watch on the folders, a failure that repeats.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub trouble: Option<String>,
+    /// Owner: changes are noticed as they happen. Without, only the rescan timer finds them.
+    #[serde(default)]
+    pub watching: bool,
+    /// When the newest version that can be known was last seen to be the one here.
+    #[serde(default)]
+    pub in_step_ms: Option<TimeMs>,
+    /// Versions between the one that is live here and the newest that is known; 0 in step.
+    #[serde(default)]
+    pub behind_versions: u64,
+    /// Time between the signing of these two, in milliseconds.
+    #[serde(default)]
+    pub behind_ms: u64,
+    /// When the owner looks through the lake next, or the replica asks next.
+    #[serde(default)]
+    pub next_ms: Option<TimeMs>,
 }
 
 #[derive(Debug, Clone, Serialize, Deserialize)]

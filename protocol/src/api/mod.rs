@@ -144,6 +144,11 @@ pub enum Operation {
         #[serde(default)]
         dry_run: bool,
     },
+    /// Follow a space by itself, or no longer.
+    Follow {
+        space: String,
+        on: bool,
+    },
     Path {
         space: String,
         #[serde(default)]

@@ -273,7 +273,7 @@ fn messages() -> Vec<(&'static str, Message)> {
         ("message_heads.hex", heads(Some(1), Some(17), Some(signed_card.clone()))),
         (
             "message_announce.hex",
-            Message::Announce(Announce { space, head: signed_head.clone(), unknown: Default::default() }),
+            Message::Announce(Announce { space, head: signed_head.clone(), card: None, unknown: Default::default() }),
         ),
         (
             "message_news.hex",

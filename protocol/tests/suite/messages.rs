@@ -42,7 +42,7 @@ fn heads(have: (Option<u64>, Option<u64>), card: Option<usize>) -> Message {
 }
 
 fn announce(head: usize) -> Message {
-    Message::Announce(Announce { space: SpaceId([2; 32]), head: bytes(head), unknown: Default::default() })
+    Message::Announce(Announce { space: SpaceId([2; 32]), head: bytes(head), card: None, unknown: Default::default() })
 }
 
 fn news(grants: usize, heads: usize, cards: usize, each: usize) -> Message {

@@ -113,6 +113,8 @@ record! {
         8 => frozen: Option<String>,
         /// Phrase of the ticket that brought it.
         9 => phrase: Option<String>,
+        /// Whether the site follows it by itself; none means yes.
+        10 => follow: Option<bool>,
     }
 }
 

@@ -105,6 +105,8 @@ fn command(home: &Path, args: &[&str]) -> Command {
             ("SLUICE__P2P__PORT", "0"),
             ("SLUICE__API__PORT", "0"),
             ("SLUICE__P2P__LOOPBACK", "true"),
+            // The demo takes every step itself.
+            ("SLUICE__FOLLOW__ENABLED", "false"),
             ("SLUICE_ALLOW_VOLATILE", "1"),
         ])
         .arg("--home")

@@ -487,6 +487,7 @@ fn record(role: Role, owner: SiteId) -> SpaceRecord {
         sources: vec![],
         frozen: None,
         phrase: None,
+        follow: None,
         unknown: Default::default(),
     }
 }

@@ -1,0 +1,115 @@
+//! A replica comes along: it asks now and then, and at once when it hears of something new.
+//!
+//! Invariant: one round at a time for a space; what is heard during a round leads to one more. Asking
+//! changes nothing and takes no job; only a version that is not live here does.
+
+use std::sync::Weak;
+use std::time::Duration;
+
+use sluice_protocol::api::{ApiError, Failure};
+use sluice_protocol::ids::{SiteId, SpaceId};
+use sluice_store::catalog::{Lookup, SiteLookup, SpaceRecord};
+use sluice_store::watch::Silent;
+
+use super::pace::Failing;
+use super::{Follow, Round};
+use crate::clock::now_ms;
+use crate::errors::{Explain, OrExplain};
+use crate::node::SiteNode;
+use crate::sync::{SyncError, ask};
+
+/// Follows one space until the site stops or the space is gone.
+pub(super) async fn follow(follow: Follow, node: Weak<SiteNode>, space: SpaceId) {
+    let usual = Duration::from_secs(follow.site().config.follow.poll_s);
+    let bell = follow.bell(&space);
+    let mut hint = None;
+    loop {
+        let Some(strong) = node.upgrade() else { return };
+        let (name, outcome) = round(&follow, &strong, &space, hint.take()).await;
+        drop(strong);
+        if follow.is_stopping() {
+            return;
+        }
+        let wait = match outcome {
+            Round::Gone => return,
+            Round::Again => Duration::ZERO,
+            Round::Good => follow.standings().good(&space, &name, usual),
+            Round::Bad(failing, e) => follow.standings().bad(&space, &name, failing, &e, usual),
+        };
+        follow.standings().change(&space, |s| s.next_ms = Some(now_ms() + wait.as_millis() as u64));
+        tokio::select! {
+            () = follow.stopped() => return,
+            from = bell.rung() => hint = from,
+            () = tokio::time::sleep(wait) => {}
+        }
+    }
+}
+
+async fn round(follow: &Follow, node: &SiteNode, space: &SpaceId, hint: Option<SiteId>) -> (String, Round) {
+    let record = follow.site().catalog.read().and_then(|r| r.space(space));
+    let mut record = match record.or_explain() {
+        Ok(Some(record)) => record,
+        Ok(None) => return (String::new(), Round::Gone),
+        Err(e) => return (space.short(), Round::Bad(Failing::Wrong, e)),
+    };
+    if let Some(from) = hint {
+        prefer(&mut record, from);
+    }
+    let name = record.name.clone();
+    let outcome = come_along(follow, node, space, record).await.unwrap_or_else(|e| match e {
+        Failed::Asking(e) => Round::Bad(how(&e), e.explain()),
+        Failed::Coming(e) if e.failure == Failure::Incomplete => Round::Bad(Failing::Away, e),
+        Failed::Coming(e) => Round::Bad(Failing::Wrong, e),
+    });
+    (name, outcome)
+}
+
+enum Failed {
+    Asking(SyncError),
+    Coming(ApiError),
+}
+
+async fn come_along(
+    follow: &Follow,
+    node: &SiteNode,
+    space: &SpaceId,
+    mut record: SpaceRecord,
+) -> Result<Round, Failed> {
+    let site = follow.site();
+    let asked = tokio::select! {
+        () = follow.stopped() => return Ok(Round::Again),
+        asked = ask::newest(site, space, &record, &Silent) => asked,
+    };
+    let (source, head) = asked.map_err(Failed::Asking)?;
+    let live = site.catalog.read().and_then(|r| r.live(space)).or_explain().map_err(Failed::Coming)?;
+    if live.is_some_and(|l| l.snapshot == head.manifest) {
+        return Ok(Round::Good);
+    }
+    let Some(job) = node.jobs().begin_automatic(&record.name, "ask") else {
+        // A person is at it. What that leaves to do is looked at afterwards.
+        tokio::select! {
+            () = follow.stopped() => {}
+            () = node.jobs().idle(&record.name) => {}
+        }
+        return Ok(Round::Again);
+    };
+    prefer(&mut record, source.peer().site());
+    drop(source);
+    let sync = node.sync_with(space, &record, false, &job).await.map_err(Failed::Coming)?;
+    tracing::info!(space = %record.name, snapshot = %sync.snapshot.short(), seq = sync.seq, moved = sync.bytes_moved, "came along");
+    Ok(Round::Good)
+}
+
+/// Asks this site first.
+fn prefer(record: &mut SpaceRecord, site: SiteId) {
+    record.sources.retain(|s| *s != site);
+    record.sources.insert(0, site);
+}
+
+/// Whether waiting may mend it.
+fn how(e: &SyncError) -> Failing {
+    match e {
+        SyncError::Unreachable(_) | SyncError::Lane(_) | SyncError::Fetch(_) | SyncError::Stopped => Failing::Away,
+        _ => Failing::Wrong,
+    }
+}
