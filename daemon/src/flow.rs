@@ -27,7 +27,7 @@ use sluice_protocol::manifest::{History, Manifest, Section};
 use sluice_protocol::plan::Plan;
 use sluice_protocol::signed::Signed;
 use sluice_store::catalog::{CatalogError, Lookup, SiteLookup, SnapshotRecord, SpaceRecord};
-use sluice_store::chunk::{Chunks, chunk};
+use sluice_store::chunk::{Chunks, Lost, chunk};
 use sluice_store::lake::Lake;
 use sluice_store::pins::{self, PinOptions, PinReport};
 use sluice_store::publish::{self, PublishOptions, Published};
@@ -50,6 +50,9 @@ use crate::sync::source::Source;
 use crate::sync::survey::{Survey, chosen, reachable};
 use crate::sync::transfer::{REUSED_TOTAL, Transfer};
 use crate::sync::{SyncError, ask, blocking};
+
+/// How often a table that moves on while it is read is captured.
+const CAPTURES_MAX: u32 = 3;
 
 /// A snapshot that was taken, and the head that points at it.
 pub struct Taken {
@@ -74,11 +77,8 @@ pub fn take_snapshot(
     let lake = site.lake_of(record)?;
     let before = site.catalog.read().or_explain()?.newest_head(space, &site.id).or_explain()?;
 
-    job.stage("scan");
     let options = scan_options(site, record, before.as_deref());
-    let entries = scan(&lake, space, &site.catalog, &options, &site.readers, job).or_explain()?;
-    job.stage("chunk");
-    let chunks = chunk(&lake, space, &site.catalog, entries, job).or_explain()?;
+    let chunks = read_lake(site, space, &lake, &options, job)?;
     if job.is_automatic()
         && let Some(before) = &before
     {
@@ -96,6 +96,25 @@ pub fn take_snapshot(
     }
 
     Ok(Taken { snapshot, head, changed, signed, seconds: started.elapsed().as_secs_f64() })
+}
+
+/// Scans and reads the lake. A table that moves on meanwhile is captured again, a few times; after
+/// that its last good version stands in for it.
+fn read_lake(site: &Site, space: &SpaceId, lake: &Lake, options: &ScanOptions, job: &Job) -> Result<Chunks, ApiError> {
+    let mut tries = 1;
+    let mut earlier = Lost::default();
+    loop {
+        job.stage("scan");
+        let entries = scan(lake, space, &site.catalog, options, &site.readers, job).or_explain()?;
+        job.stage("chunk");
+        let chunks = chunk(lake, space, &site.catalog, entries, job).or_explain()?.after(earlier);
+        if !chunks.moved_on() || tries >= CAPTURES_MAX || job.cancelled() {
+            return Ok(chunks);
+        }
+        earlier = chunks.give_up(space, &site.catalog).or_explain()?;
+        std::thread::sleep(options.retry_wait);
+        tries += 1;
+    }
 }
 
 /// What nobody asked for must not take from every copy what is only out of sight: a lake that is

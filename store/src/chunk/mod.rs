@@ -5,7 +5,7 @@
 //!
 //! A file is taken whole or not at all: its fingerprint is the same before and after it was read, or
 //! it is read again, three times at most, and then reported. A table of which one file cannot be
-//! had is not taken at all.
+//! had, or is not what it was when the table was captured, is not taken at all.
 //!
 //! Invariant: every file in [`Chunks`] has a hash, and the hash is of bytes that were the file's
 //! bytes at one moment. What was read is in the catalog or in `Chunks`, never only half of it.
@@ -55,6 +55,33 @@ pub struct Chunks {
     pub(crate) pending: Vec<ReadFile>,
     /// Blobs that lost their last recorded place on the way.
     pub(crate) lost: Vec<(BlobHash, BlobRecord)>,
+    moved_on: bool,
+}
+
+/// What an earlier, given up reading of the same lake leaves for the next one to know.
+#[derive(Debug, Default)]
+pub struct Lost(Vec<(BlobHash, BlobRecord)>);
+
+impl Chunks {
+    /// Whether a table changed between its capture and its reading: `_last_checkpoint` may name a
+    /// checkpoint that the capture has not seen, and such a copy would not open. The last good version
+    /// stands in for it; another scan would see the table as it is now.
+    pub fn moved_on(&self) -> bool {
+        self.moved_on
+    }
+
+    /// Gives these up for another scan; what was read is committed, so that it is not read again.
+    pub fn give_up(self, space: &SpaceId, catalog: &Catalog) -> Result<Lost, CatalogError> {
+        let mut lost = self.lost;
+        lost.extend(catalog.write(|batch| record::record(batch, space, &self.pending))?);
+        Ok(Lost(lost))
+    }
+
+    /// Takes over what an earlier reading left.
+    pub fn after(mut self, earlier: Lost) -> Self {
+        self.lost.extend(earlier.0);
+        self
+    }
 }
 
 /// Why the reading stopped.
@@ -118,8 +145,9 @@ fn chunk_holding(
         read_bytes: out.read_bytes,
         pending: out.pending,
         lost: out.lost,
+        moved_on: !out.changed.is_empty(),
     };
-    settle(lake, space, catalog, &mut chunks, out.failed)?;
+    settle(lake, space, catalog, &mut chunks, out.failed, out.changed)?;
     Ok(chunks)
 }
 
@@ -127,6 +155,8 @@ fn chunk_holding(
 struct Todo<'a> {
     /// Index of its section.
     section: usize,
+    /// Whether its section was captured as a table.
+    captured: bool,
     /// The section's folder.
     folder: Option<&'a LakePath>,
     /// Gets its hash when it is read.
@@ -145,9 +175,11 @@ impl Todo<'_> {
 
 fn todo(sections: &mut [SectionEntries]) -> Vec<Todo<'_>> {
     let mut todo = Vec::new();
-    for (section, SectionEntries { path, items, .. }) in sections.iter_mut().enumerate() {
+    for (section, of) in sections.iter_mut().enumerate() {
+        let captured = of.is_read_table();
+        let SectionEntries { path, items, .. } = of;
         let unread = items.iter_mut().filter(|i| matches!(i.what, What::File { hash: None, .. }));
-        todo.extend(unread.map(|item| Todo { section, folder: path.as_ref(), item }));
+        todo.extend(unread.map(|item| Todo { section, captured, folder: path.as_ref(), item }));
     }
     todo
 }
@@ -172,6 +204,8 @@ struct Run<'a> {
 struct Out {
     /// Index of the section, path below the lake, reason.
     failed: Vec<(usize, LakePath, String)>,
+    /// Index of the section and path of a file that was not what the scan had seen.
+    changed: Vec<(usize, LakePath)>,
     pending: Vec<ReadFile>,
     pending_bytes: usize,
     lost: Vec<(BlobHash, BlobRecord)>,
@@ -207,6 +241,10 @@ impl Run<'_> {
         self.lock_scratch().push(scratch);
         let ready = match read? {
             Read::Done(file, mode) => {
+                let as_captured = matches!(&todo.item.what, What::File { print, .. } if *print == file.print);
+                if todo.captured && !as_captured {
+                    self.lock_out().changed.push((todo.section, path));
+                }
                 todo.item.what = What::File { print: file.print.clone(), mode, hash: Some(file.hash) };
                 self.keep(*file)
             }
@@ -259,12 +297,17 @@ fn settle(
     catalog: &Catalog,
     chunks: &mut Chunks,
     mut failed: Vec<(usize, LakePath, String)>,
+    mut changed: Vec<(usize, LakePath)>,
 ) -> Result<(), ChunkError> {
     failed.sort();
-    if !failed.is_empty() {
+    changed.sort();
+    if !failed.is_empty() || !changed.is_empty() {
         chunks.entries.recorded = None;
     }
     let mut broken: HashMap<usize, String> = HashMap::new();
+    for (section, path) in changed.into_iter().rev() {
+        broken.insert(section, format!("its file `{path}` changed after the table was captured"));
+    }
     for (section, path, reason) in failed {
         let Entries { sections, skipped, .. } = &mut chunks.entries;
         if sections[section].is_read_table() {

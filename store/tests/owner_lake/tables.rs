@@ -6,9 +6,10 @@ use std::sync::Arc;
 use sluice_protocol::manifest::{History, SectionKind};
 use sluice_protocol::path::LakePath;
 use sluice_store::scan::ScanError;
-use sluice_store::watch::Watch;
+use sluice_store::snapshot;
+use sluice_store::watch::{Silent, Watch};
 
-use crate::world::{ToyReader, World, path, set_age, skipped};
+use crate::world::{SPACE, ToyReader, World, path, set_age, skipped};
 
 fn log(version: u64) -> String {
     format!("t/_delta_log/{version:020}.json")
@@ -221,4 +222,51 @@ fn versions_that_are_not_kept_stay_served() {
     fs::remove_file(world.at("t/a.parquet")).unwrap();
     world.snap_on();
     assert_eq!(world.places(b"a"), []);
+}
+
+/// A pointer to a checkpoint that is replaced between capture and reading would name one that the copy
+/// does not have.
+#[test]
+fn a_table_that_moves_on_between_capture_and_reading_is_captured_again() {
+    let mut world = world();
+    world.write("t/pointer", b"checkpoint 0");
+    world.write(&log(0), b"a.parquet\npointer\n");
+    let first = world.snap_on();
+
+    // The walk is over when the reader looks.
+    let (pointer, entry, data) = (world.at("t/pointer"), world.at(&log(1)), world.at("t/b.parquet"));
+    world.write("raw/new", b"new");
+    fs::write(&pointer, b"checkpoint 1").unwrap();
+    world.readers = vec![Arc::new(ToyReader::new(move |call| {
+        if call == 1 {
+            fs::write(&data, b"b").unwrap();
+            fs::write(&entry, b"b.parquet\n").unwrap();
+            fs::write(&pointer, b"checkpoint 22").unwrap();
+        }
+    }))];
+    let chunks = world.chunk(&Silent);
+    assert!(chunks.moved_on());
+    let lost = chunks.give_up(&SPACE, &world.catalog).unwrap();
+    let chunks = world.chunk(&Silent).after(lost);
+    assert!(!chunks.moved_on());
+    let second = snapshot::manifest(&world.lake, &SPACE, &world.catalog, chunks, &Silent).unwrap();
+    assert_eq!(second.skipped, []);
+    assert_eq!(second.manifest.sections[1].state.table_version, Some(1));
+    assert_ne!(second.id, first.id);
+    world.check(&second);
+}
+
+/// Whoever does not scan again gets the last good version, or nothing of the table.
+#[test]
+fn a_table_that_moved_on_is_not_taken_in_part() {
+    let mut world = world();
+    let first = world.snap_on();
+    commit(&world, 1, "b.parquet", b"b");
+    let data = world.at("t/b.parquet");
+    world.readers = vec![Arc::new(ToyReader::new(move |call| fs::write(&data, vec![b'z'; call + 1]).unwrap()))];
+    let second = world.snap();
+    assert_eq!(second.manifest.sections[1], first.manifest.sections[1]);
+    let reason = skipped(&second)[0].1;
+    assert!(reason.contains("`t/b.parquet` changed after the table was captured"), "{reason}");
+    world.check(&second);
 }
