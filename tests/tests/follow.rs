@@ -284,3 +284,66 @@ fn an_empty_mount_point_is_no_empty_lake() {
     let taken = owner.json(["snapshot", "acme"]);
     assert_eq!((&taken["changed"], &taken["files"]), (&Value::Bool(true), &Value::from(0)), "{taken}");
 }
+
+/// Tables that Python's own libraries write while the owner watches.
+#[cfg(feature = "engine")]
+mod tables {
+    use sluice_tests::{Lake, differences, inspect};
+
+    use super::*;
+
+    #[test]
+    fn tables_are_followed_through_every_kind_of_change() {
+        let world = World::new();
+        let lake = world.small_lake("source");
+        let owner = owner(&world, lake.root());
+        let mut replica = following(&world, "cradle", "100", NEVER, NEVER);
+        replica.start();
+        let copy = join(&world, &owner, &replica);
+        for step in Lake::steps() {
+            lake.change(&step);
+            let wanted = lake.inspect();
+            wait::until(&format!("`{step}` to come"), COMES_WITHIN, || {
+                let same = space(&owner)["snapshot"] == space(&replica)["snapshot"];
+                (same && differences(&wanted, &inspect(&copy)).is_empty()).then_some(())
+            });
+        }
+        let again = owner.json(["snapshot", "acme"]);
+        assert_eq!(again["changed"], false, "{again}");
+    }
+
+    #[test]
+    fn a_table_that_is_being_written_is_taken_at_its_last_complete_version() {
+        let world = World::new();
+        let lake = world.small_lake("source");
+        let owner = owner(&world, lake.root());
+        let mut replica = following(&world, "cradle", "100", NEVER, NEVER);
+        replica.start();
+        let copy = join(&world, &owner, &replica);
+        let table = |at: &Path| inspect(at)["delta"]["delta/events"].clone();
+        let before = table(&copy);
+
+        // A writer that commits before its data is there, and stops.
+        let log = lake.root().join("delta/events/_delta_log");
+        let commits = std::fs::read_dir(&log).expect("a Delta table").filter_map(|e| {
+            let name = e.expect("readable").file_name().into_string().expect("UTF-8");
+            name.strip_suffix(".json")?.parse::<u64>().ok()
+        });
+        let next = log.join(format!("{:020}.json", commits.max().expect("a commit") + 1));
+        let add = r#"{"add":{"path":"missing.parquet","partitionValues":{},"size":9,"modificationTime":0,"dataChange":true}}"#;
+        std::fs::write(&next, add).expect("the lake is ours");
+        std::fs::write(lake.root().join("raw/besides.txt"), "new").expect("the lake is ours");
+        comes(&owner, &replica, &copy.join("raw/besides.txt"), b"new");
+        let skipped = space(&owner)["skipped"].to_string();
+        assert!(skipped.contains("delta/events") && skipped.contains("is kept"), "{skipped}");
+        assert_eq!(table(&copy), before, "the copy has the last complete version");
+
+        // It comes to its senses.
+        std::fs::remove_file(&next).expect("the lake is ours");
+        std::fs::write(lake.root().join("raw/besides.txt"), "newer").expect("the lake is ours");
+        comes(&owner, &replica, &copy.join("raw/besides.txt"), b"newer");
+        wait::until("nothing to be left out", COMES_WITHIN, || {
+            (space(&owner)["skipped"] == Value::Array(vec![])).then_some(())
+        });
+    }
+}
