@@ -218,6 +218,8 @@ fn route(op: &Operation) -> (Method, String, Option<Value>) {
         }
         Operation::Follow { space, on } => post(of(space, "/follow"), json!({"on": on})),
         Operation::Verify { space, deep } => post(of(space, "/verify"), json!({"deep": deep})),
+        Operation::Gc { space: Some(space), dry_run } => post(of(space, "/gc"), json!({"dry_run": dry_run})),
+        Operation::Gc { space: None, dry_run } => post("/v1/gc".into(), json!({"dry_run": dry_run})),
         Operation::Shutdown => post("/v1/shutdown".into(), json!({})),
     }
 }

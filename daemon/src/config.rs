@@ -29,10 +29,14 @@ const FILE_BYTES_MAX: u64 = 1024 * 1024;
 const CONNECTIONS_MAX: usize = 64;
 /// Most segments in flight that may be asked for; each costs up to 16 MiB of work.
 const SEGMENTS_MAX: usize = 256;
-/// Most generations that may be kept; each has its own folders.
 /// Longest time that a version stays for its readers, in seconds: 30 days.
 const READERS_GRACE_MAX_S: u64 = 30 * 24 * 3600;
+/// Most generations that may be kept; each has its own folders.
 const GENERATIONS_MAX: usize = 10_000;
+/// Most versions of a space that may be kept.
+const SNAPSHOTS_MAX: usize = 100_000;
+/// Longest grace, in hours: ten years.
+const GRACE_HOURS_MAX: usize = 87_600;
 /// Most threads that may read and hash.
 const THREADS_MAX: usize = 1024;
 
@@ -53,6 +57,7 @@ pub struct Config {
     pub publish: Publish,
     pub pins: Pins,
     pub follow: Follow,
+    pub retention: Retention,
     pub log: Log,
 }
 
@@ -67,6 +72,7 @@ impl Default for Config {
             publish: Publish::default(),
             pins: Pins::default(),
             follow: Follow::default(),
+            retention: Retention::default(),
             log: Log::default(),
         }
     }
@@ -205,6 +211,22 @@ impl Default for Follow {
     }
 }
 
+/// What is kept when newer versions come.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Retention {
+    /// Newest versions of an owned space.
+    pub snapshots: usize,
+    /// Hours for which a version stays that a peer was fetching.
+    pub grace_h: usize,
+}
+
+impl Default for Retention {
+    fn default() -> Self {
+        Self { snapshots: 10, grace_h: 24 }
+    }
+}
+
 /// The daemon's log.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -318,6 +340,8 @@ impl Config {
         within("follow.debounce_ms", self.follow.debounce_ms as usize, DEBOUNCE_MS_MAX)?;
         within("follow.rescan_s", self.follow.rescan_s as usize, TIMER_S_MAX)?;
         within("follow.poll_s", self.follow.poll_s as usize, TIMER_S_MAX)?;
+        within("retention.snapshots", self.retention.snapshots, SNAPSHOTS_MAX)?;
+        within("retention.grace_h", self.retention.grace_h, GRACE_HOURS_MAX)?;
         within("scan.threads", (self.scan.threads as usize).max(1), THREADS_MAX)?;
         if let Err(e) = self.log.level.parse::<tracing_subscriber::filter::Targets>() {
             let key = "log.level";

@@ -13,6 +13,7 @@ use sluice_protocol::ticket::TicketError;
 use sluice_store::blobs::BlobError;
 use sluice_store::catalog::CatalogError;
 use sluice_store::chunk::ChunkError;
+use sluice_store::gc::GcError;
 use sluice_store::lake::LakeError;
 use sluice_store::pins::PinError;
 use sluice_store::publish::{PublishError, TargetError};
@@ -127,6 +128,28 @@ impl Explain for SnapshotError {
 impl Explain for BlobError {}
 
 impl Explain for PinError {}
+
+impl Explain for GcError {
+    fn failure(&self) -> Failure {
+        match self {
+            GcError::Unreadable { .. } => Failure::Verification,
+            GcError::Catalog(e) => e.failure(),
+            _ => Failure::Incomplete,
+        }
+    }
+    fn hint(&self) -> Option<String> {
+        match self {
+            GcError::Unreadable { .. } => hint(
+                "the disk of the site's home may be failing: check it, and restore the home from a backup if its files are damaged",
+            ),
+            GcError::Io { source, .. } => io_hint(source),
+            GcError::Staging(e) => Explain::hint(e),
+            GcError::Lake(e) => Explain::hint(e),
+            GcError::Catalog(e) => Explain::hint(e),
+            GcError::Pin(e) => Explain::hint(e),
+        }
+    }
+}
 
 impl Explain for StagingError {
     fn failure(&self) -> Failure {

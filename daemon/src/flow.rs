@@ -43,7 +43,6 @@ use crate::follow;
 use crate::holdings::SpaceHoldings;
 use crate::jobs::Job;
 use crate::journal;
-use crate::retention::release_old_pins;
 use crate::site::Site;
 use crate::sync::metadata::Metadata;
 use crate::sync::source::Source;
@@ -243,9 +242,6 @@ fn keep(site: &Site, lake: &Lake, space: &SpaceId, snapshot: &Snapshot, job: &Jo
                     pinned.unpinned,
                     pinned.unpinned_bytes >> 20
                 ));
-            }
-            if let Err(e) = release_old_pins(site, lake, space) {
-                job.note(format!("pins of old versions stay for now: {e}"));
             }
         }
         Err(e) => job.note(format!("old versions may not be kept: {e}")),

@@ -21,7 +21,10 @@ use crate::retention::newest_versions;
 /// How many section-limited grants are kept worked out.
 const LIMITED_SETS_MAX: usize = 8;
 
-type LimitedKey = (SpaceId, SnapshotId, Vec<String>);
+/// Newest versions of which a section-limited grant reaches blobs; those that the peer leases come to them.
+const VERSIONS_REACHED: usize = 3;
+
+type LimitedKey = (SpaceId, Vec<SnapshotId>, Vec<String>);
 
 /// Answers questions of right over the catalog.
 pub struct Policy {
@@ -82,7 +85,7 @@ impl Policy {
             let allowed = match self.reach(r, &space, peer)? {
                 None => false,
                 Some(Reach::Whole) => true,
-                Some(Reach::Sections(sections)) => self.limited_set(r, &space, sections)?.contains(hash),
+                Some(Reach::Sections(sections)) => self.limited_set(r, &space, peer, sections)?.contains(hash),
             };
             if allowed {
                 serving.push(space);
@@ -95,13 +98,20 @@ impl Policy {
         &self,
         r: &Reader,
         space: &SpaceId,
+        peer: SiteId,
         sections: Vec<String>,
     ) -> Result<Arc<HashSet<BlobHash>>, CatalogError> {
         let Some(owner) = r.space(space)?.map(|s| s.owner) else { return Ok(Arc::default()) };
-        // The versions that are kept: a peer may still be fetching one that was newest a moment ago.
-        let heads = newest_versions(r, space, &owner)?;
-        let Some(newest) = heads.first() else { return Ok(Arc::default()) };
-        let key = (*space, newest.manifest, sections);
+        // A peer may still be fetching a version that was newest a moment ago.
+        let leased = r.leases(space)?.into_iter().filter(|(who, ..)| *who == peer).map(|(_, id, _)| id);
+        let leased: HashSet<SnapshotId> = leased.collect();
+        let mut heads = newest_versions(r, space, &owner, usize::MAX)?;
+        let mut place = 0..;
+        heads.retain(|h| place.next().is_some_and(|i| i < VERSIONS_REACHED) || leased.contains(&h.manifest));
+        if heads.is_empty() {
+            return Ok(Arc::default());
+        }
+        let key = (*space, heads.iter().map(|h| h.manifest).collect(), sections);
         // Held while the set is made, so that many requests at once make it once.
         let mut cache = self.limited.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(set) = cache.get(&key) {

@@ -1,31 +1,43 @@
-//! What an owner keeps of versions that are no longer its newest.
+//! What is kept, and for whom: the settings of gc, and the leases of peers that fetch.
 //!
-//! Invariant: whatever one of the newest [`SNAPSHOTS_PINNED`] heads names keeps its pin, so a peer
-//! that is fetching one of them is not left half-way by a vacuum; older pins are let go.
+//! Invariant: a peer that was given a blob of a space has, before the blob is sent, a lease on the
+//! version it was last told of; a lease is written when it is new and then at most every
+//! [`LEASE_RENEW_MS`].
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
+use std::sync::{Mutex, PoisonError};
 
-use sluice_protocol::api::ApiError;
-use sluice_protocol::codec::Document;
 use sluice_protocol::head::Head;
-use sluice_protocol::ids::{BlobHash, SiteId, SpaceId};
-use sluice_protocol::manifest::Manifest;
+use sluice_protocol::ids::{SiteId, SnapshotId, SpaceId};
+use sluice_protocol::limits::LEASE_RENEW_MS;
 use sluice_protocol::signed::Signed;
-use sluice_store::catalog::{CatalogError, Lookup, Reader, SiteLookup};
-use sluice_store::lake::Lake;
-use sluice_store::pins::unpin_unreferenced;
+use sluice_store::catalog::{Catalog, CatalogError, Reader, SiteLookup};
+use sluice_store::gc::{self, Retention};
 
-use crate::errors::OrExplain;
-use crate::site::Site;
-use crate::sync::survey::entries;
+use crate::clock::now_ms;
+use crate::config::Config;
 
-/// Newest snapshots whose write-once files stay pinned.
-pub const SNAPSHOTS_PINNED: usize = 3;
-/// Newest heads among which they are looked for.
+/// Newest heads among which a writer's newest versions are looked for.
 const HEADS_LOOKED_AT: u64 = 64;
+const HOUR_MS: u64 = 3_600_000;
 
-/// The heads of a writer's newest [`SNAPSHOTS_PINNED`] distinct versions, newest first.
-pub fn newest_versions(r: &Reader, space: &SpaceId, writer: &SiteId) -> Result<Vec<Signed<Head>>, CatalogError> {
+/// What is kept as of now.
+pub fn retention(config: &Config) -> Retention {
+    Retention { snapshots: config.retention.snapshots, grace_ms: grace_ms(config), now_ms: now_ms() }
+}
+
+/// How long a lease lasts, in milliseconds.
+pub fn grace_ms(config: &Config) -> u64 {
+    (config.retention.grace_h as u64).saturating_mul(HOUR_MS)
+}
+
+/// The heads of a writer's newest distinct versions, at most `count`, newest first.
+pub fn newest_versions(
+    r: &Reader,
+    space: &SpaceId,
+    writer: &SiteId,
+    count: usize,
+) -> Result<Vec<Signed<Head>>, CatalogError> {
     let Some(newest) = r.newest_head(space, writer)? else { return Ok(vec![]) };
     let from = (0, newest.seq.saturating_sub(HEADS_LOOKED_AT));
     let mut heads = r.heads_since(space, writer, from, usize::MAX)?;
@@ -33,29 +45,84 @@ pub fn newest_versions(r: &Reader, space: &SpaceId, writer: &SiteId) -> Result<V
     // Tags and renewed signatures make several heads of one version.
     let mut seen = HashSet::new();
     heads.retain(|h| h.seq + HEADS_LOOKED_AT >= newest.seq && seen.insert(h.manifest));
-    heads.truncate(SNAPSHOTS_PINNED);
+    heads.truncate(count);
     Ok(heads)
 }
 
-/// Lets go of the pins that none of the newest snapshots needs; returns how many went.
-pub fn release_old_pins(site: &Site, lake: &Lake, space: &SpaceId) -> Result<u64, ApiError> {
-    let kept = kept_blobs(site, space)?;
-    unpin_unreferenced(lake, space, &site.catalog, &|hash| kept.contains(hash)).or_explain()
+/// What this process remembers of one peer in one space.
+#[derive(Default)]
+struct Fetching {
+    /// The newest version that the peer was told of.
+    told: Option<SnapshotId>,
+    /// The version that it leased last.
+    leased: Option<SnapshotId>,
+    /// When its leases were written last.
+    written_ms: u64,
 }
 
-fn kept_blobs(site: &Site, space: &SpaceId) -> Result<HashSet<BlobHash>, ApiError> {
-    let reader = site.catalog.read().or_explain()?;
-    let mut kept = HashSet::new();
-    let mut trees = HashSet::new();
-    for head in newest_versions(&reader, space, &site.id).or_explain()? {
-        let Some(raw) = reader.meta(space, &head.manifest.into()).or_explain()? else { continue };
-        let Ok(manifest) = Manifest::from_bytes(&raw) else { continue };
-        for section in manifest.sections {
-            // Versions share most sections: each tree is read once.
-            if trees.insert(section.tree.page) {
-                kept.extend(entries(&reader, space, &section.tree).or_explain()?.into_iter().filter_map(|e| e.hash));
-            }
-        }
+/// Gives leases to peers.
+pub struct Leases {
+    catalog: Catalog,
+    grace_ms: u64,
+    /// One entry for each peer and space that was served: bounded by the grants.
+    fetching: Mutex<HashMap<(SpaceId, SiteId), Fetching>>,
+}
+
+impl Leases {
+    /// Leases in this catalog that last `grace_ms` from a peer's last request.
+    pub fn new(catalog: Catalog, grace_ms: u64) -> Self {
+        Self { catalog, grace_ms, fetching: Mutex::default() }
     }
-    Ok(kept)
+
+    /// A peer was told that this is the newest version.
+    pub fn told(&self, space: SpaceId, peer: SiteId, newest: SnapshotId) {
+        let mut all = self.fetching.lock().unwrap_or_else(PoisonError::into_inner);
+        all.entry((space, peer)).or_default().told = Some(newest);
+    }
+
+    /// A peer that may have it asks for a blob; `manifest` says that it is the manifest of this version.
+    pub fn asked(&self, space: SpaceId, peer: SiteId, manifest: Option<SnapshotId>) -> Result<(), CatalogError> {
+        let now = now_ms();
+        let mut all = self.fetching.lock().unwrap_or_else(PoisonError::into_inner);
+        let fetching = all.entry((space, peer)).or_default();
+        let wants = manifest.or(fetching.told.take()).filter(|id| fetching.leased != Some(*id));
+        if wants.is_none() && now < fetching.written_ms.saturating_add(LEASE_RENEW_MS) {
+            return Ok(());
+        }
+        // Held while it is written: a second request of the peer finds the lease there.
+        self.catalog.write(|b| gc::lease(b, &space, &peer, wants, now, self.grace_ms))?;
+        fetching.leased = wants.or(fetching.leased);
+        fetching.written_ms = now;
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_lease_is_written_once_for_what_was_told_and_for_a_manifest_that_is_asked_for() {
+        let dir = tempfile::tempdir().unwrap();
+        let catalog = Catalog::open(dir.path()).unwrap();
+        let leases = Leases::new(catalog.clone(), HOUR_MS);
+        let (space, peer) = (SpaceId([1; 32]), SiteId([2; 32]));
+        let held = || {
+            let all = catalog.read().unwrap().leases(&space).unwrap();
+            all.iter().map(|(_, id, record)| (id.0[0], record.until_ms)).collect::<Vec<_>>()
+        };
+        leases.told(space, peer, SnapshotId([3; 32]));
+        assert_eq!(held(), [], "news alone are no lease");
+        leases.asked(space, peer, None).unwrap();
+        let first = held();
+        assert_eq!(first.len(), 1);
+        assert!(first[0].0 == 3 && first[0].1 > now_ms() + HOUR_MS / 2);
+        leases.told(space, peer, SnapshotId([3; 32]));
+        leases.asked(space, peer, None).unwrap();
+        assert_eq!(held(), first, "nothing is written for what is leased already");
+        for id in 4..10 {
+            leases.asked(space, peer, Some(SnapshotId([id; 32]))).unwrap();
+        }
+        assert_eq!(held().len(), sluice_protocol::limits::LEASES_PER_PEER_MAX);
+    }
 }

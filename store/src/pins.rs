@@ -389,7 +389,9 @@ pub(crate) fn listed(lake: &Lake) -> Result<Vec<BlobHash>, PinError> {
     for name in objects.names().map_err(|e| failed(OBJECTS, e))?.0 {
         let Ok(sub) = objects.open(&name) else { continue };
         let (names, _) = sub.names().map_err(|e| failed(OBJECTS, e))?;
-        found.extend(names.iter().filter_map(|n| n.strip_suffix(".tmp").unwrap_or(n).parse::<BlobHash>().ok()));
+        // A name in another folder than its own is not ours.
+        let ours = names.iter().filter(|n| n.starts_with(&name));
+        found.extend(ours.filter_map(|n| n.strip_suffix(".tmp").unwrap_or(n).parse::<BlobHash>().ok()));
     }
     found.dedup();
     Ok(found)

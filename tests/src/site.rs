@@ -205,6 +205,24 @@ impl Site {
         status.code()
     }
 
+    /// Stops the process where it is, as a very slow machine would; `go_on` lets it run again.
+    #[track_caller]
+    pub fn pause(&self) {
+        self.signal(rustix::process::Signal::STOP);
+    }
+
+    /// Ends `pause`.
+    #[track_caller]
+    pub fn go_on(&self) {
+        self.signal(rustix::process::Signal::CONT);
+    }
+
+    #[track_caller]
+    fn signal(&self, signal: rustix::process::Signal) {
+        let pid = rustix::process::Pid::from_child(self.process.as_ref().expect("the site is up"));
+        rustix::process::kill_process(pid, signal).expect("a child can be signalled");
+    }
+
     /// `kill9`, then `start`.
     #[track_caller]
     pub fn restart(&mut self) {

@@ -74,7 +74,8 @@ fn patience(op: &Operation) -> Option<Duration> {
         | Operation::Join { .. }
         | Operation::SnapshotCreate { .. }
         | Operation::Sync { .. }
-        | Operation::Verify { .. } => None,
+        | Operation::Verify { .. }
+        | Operation::Gc { .. } => None,
         _ => Some(LOOKUP_PATIENCE),
     }
 }

@@ -45,7 +45,9 @@ pub fn router(node: Arc<dyn Node>, door: Door) -> Router {
         .route("/v1/spaces/{space}/verify", post(verify))
         .route("/v1/spaces/{space}/follow", post(follow))
         .route("/v1/spaces/{space}/path", get(path))
+        .route("/v1/spaces/{space}/gc", post(gc_space))
         .route("/v1/sync", post(sync_all))
+        .route("/v1/gc", post(gc_all))
         .route("/v1/invites", post(invite))
         .route("/v1/join", post(join))
         .route("/v1/peers", get(peer_list))
@@ -195,6 +197,26 @@ async fn sync_space(
 
 async fn sync_all(State(node): App, headers: HeaderMap, Fields(how): Fields<HowToSync>) -> Response {
     answer(node, &headers, Operation::Sync { space: None, dry_run: how.dry_run }).await
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct HowToCollect {
+    #[serde(default)]
+    dry_run: bool,
+}
+
+async fn gc_space(
+    State(node): App,
+    headers: HeaderMap,
+    Named(space): Named<String>,
+    Fields(how): Fields<HowToCollect>,
+) -> Response {
+    answer(node, &headers, Operation::Gc { space: Some(space), dry_run: how.dry_run }).await
+}
+
+async fn gc_all(State(node): App, headers: HeaderMap, Fields(how): Fields<HowToCollect>) -> Response {
+    answer(node, &headers, Operation::Gc { space: None, dry_run: how.dry_run }).await
 }
 
 #[derive(Deserialize)]

@@ -10,6 +10,7 @@ mod context;
 mod demo;
 mod doctor;
 mod follow;
+mod gc;
 mod init;
 mod invite;
 mod join;
@@ -94,6 +95,7 @@ enum Verb {
     Follow(follow::Follow),
     Path(path::PathOf),
     Verify(verify::Verify),
+    Gc(gc::Gc),
     Demo(demo::Demo),
     Completions(completions::Completions),
 }
@@ -145,6 +147,7 @@ async fn ask(verb: Verb, context: &Context) -> Result<Ended> {
         Verb::Follow(follow) => follow.run(context).await,
         Verb::Path(path) => path.run(context).await,
         Verb::Verify(verify) => verify.run(context).await,
+        Verb::Gc(gc) => gc.run(context).await,
         Verb::Init(_) | Verb::Up(_) | Verb::Service(_) | Verb::Completions(_) | Verb::Demo(_) => {
             unreachable!("`act` runs these without a daemon")
         }

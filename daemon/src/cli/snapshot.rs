@@ -113,7 +113,7 @@ fn list(all: &[SnapshotInfo], now_ms: u64) -> String {
     if all.is_empty() {
         return "no snapshots yet\n".into();
     }
-    let mut table = Table::new(&["snapshot", ">epoch", ">number", ">age", ">files", ">size", "tag", "live"]);
+    let mut table = Table::new(&["snapshot", ">epoch", ">number", ">age", ">files", ">size", "tag", "here"]);
     for s in all {
         table.row([
             s.snapshot.short(),
@@ -123,7 +123,11 @@ fn list(all: &[SnapshotInfo], now_ms: u64) -> String {
             s.files.to_string(),
             mib(s.bytes),
             s.tag.clone().unwrap_or_default(),
-            if s.live { "live".into() } else { String::new() },
+            match (s.live, s.kept) {
+                (true, _) => "live".into(),
+                (false, true) => "kept".into(),
+                (false, false) => String::new(),
+            },
         ]);
     }
     table.text()

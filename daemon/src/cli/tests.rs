@@ -54,6 +54,8 @@ fn every_verb_of_the_manual_is_understood() {
         "path acme",
         "path acme --section delta/orders",
         "verify acme --deep",
+        "gc",
+        "gc acme --dry-run",
         "demo --dir /x --mib 8 --keep",
         "completions zsh",
     ] {

@@ -73,6 +73,8 @@ async fn every_operation_arrives_as_it_was_sent() {
         Operation::Path { space: text("acme"), section: None },
         Operation::Follow { space: text("acme"), on: false },
         Operation::Verify { space: text("acme"), deep: true },
+        Operation::Gc { space: Some(text("acme")), dry_run: true },
+        Operation::Gc { space: None, dry_run: false },
         Operation::Shutdown,
     ];
     let world = world(0);

@@ -10,7 +10,7 @@ use sluice_protocol::card::SiteCard;
 use sluice_protocol::codec::Bytes as CborBytes;
 use sluice_protocol::grants::Right;
 use sluice_protocol::head::Head;
-use sluice_protocol::ids::{BlobHash, SiteId, SpaceId};
+use sluice_protocol::ids::{BlobHash, SiteId, SnapshotId, SpaceId};
 use sluice_protocol::limits::{CLOCK_SKEW_MS_MAX, GROUP_BYTES};
 use sluice_protocol::messages::{
     Announce, Message, PairRequest, REFUSED_GRANT, REFUSED_LATER, REFUSED_MESSAGE, Refusal, SpaceNews,
@@ -26,6 +26,7 @@ use crate::errors::OrExplain;
 use crate::follow::Follow;
 use crate::lanes::{Host, ServedBlob, ServedData};
 use crate::policy::Policy;
+use crate::retention::{Leases, grace_ms};
 use crate::site::Site;
 use crate::{journal, news, pairing};
 
@@ -34,13 +35,15 @@ pub struct SiteHost {
     site: Site,
     policy: Policy,
     follow: Follow,
+    leases: Leases,
     served_bytes: AtomicU64,
 }
 
 impl SiteHost {
     /// A host over the site's catalog and rules.
     pub fn new(site: Site, policy: Policy, follow: Follow) -> Self {
-        Self { site, policy, follow, served_bytes: AtomicU64::new(0) }
+        let leases = Leases::new(site.catalog.clone(), grace_ms(&site.config));
+        Self { site, policy, follow, leases, served_bytes: AtomicU64::new(0) }
     }
 
     fn pair(&self, from: SiteId, request: &PairRequest) -> Message {
@@ -124,6 +127,9 @@ impl SiteHost {
         let reader = self.site.catalog.read()?;
         for space in self.policy.spaces_serving(&reader, peer, hash)? {
             if let Some(bytes) = reader.meta(&space, hash)? {
+                let version = SnapshotId::from(*hash);
+                let is_manifest = reader.snapshot(&space, &version)?.is_some();
+                self.leases.asked(space, peer, is_manifest.then_some(version))?;
                 return Ok(Some(in_memory(bytes)));
             }
             let Some(record) = reader.space(&space)? else { continue };
@@ -137,6 +143,7 @@ impl SiteHost {
                     None => continue,
                 },
             };
+            self.leases.asked(space, peer, None)?;
             return Ok(Some(ServedBlob { size: open.size, data: ServedData::File(open.file), outboard }));
         }
         Ok(None)
@@ -192,7 +199,13 @@ impl Host for SiteHost {
                 self.follow.heard_of(from);
                 let card = self.site.card();
                 match news::answer(&self.site.catalog, &self.policy, &card, from, &request) {
-                    Ok(news) => Message::News(news),
+                    Ok(news) => {
+                        let newest = news.heads.last().and_then(|raw| Signed::<Head>::from_bytes(&raw.0).ok());
+                        if let Some(newest) = newest.filter(|_| !news.more) {
+                            self.leases.told(request.space, from, newest.manifest);
+                        }
+                        Message::News(news)
+                    }
                     Err(refusal) => Message::Refused(refusal),
                 }
             }

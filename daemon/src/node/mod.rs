@@ -3,6 +3,7 @@
 //! Invariant: this is the only implementation of [`Node`]; command line, page and other programs
 //! all come through [`SiteNode::call`].
 
+mod gc;
 mod host;
 mod paths;
 mod peers;
@@ -35,8 +36,8 @@ use crate::site::{Inner, Site};
 
 /// How long running jobs may take to come to a safe place when the site stops.
 const JOBS_END_WITHIN: Duration = Duration::from_secs(20);
-/// How often heads are looked at whether they must be signed again.
-const RENEW_EVERY: Duration = Duration::from_secs(3600);
+/// How often heads are looked at whether they must be signed again, and spaces whether they must be collected.
+const TEND_EVERY: Duration = Duration::from_secs(3600);
 
 /// A running site.
 pub struct SiteNode {
@@ -48,7 +49,7 @@ pub struct SiteNode {
     /// Spaces whose peers were asked, since the start, whether this site was set back.
     asked: Mutex<HashSet<SpaceId>>,
     /// Ends with the site.
-    renewing: AbortOnDropHandle<()>,
+    tending: AbortOnDropHandle<()>,
     follow: Follow,
     /// The task that follows, while the site does.
     following: Mutex<Option<AbortOnDropHandle<()>>>,
@@ -82,15 +83,16 @@ impl SiteNode {
         let follow = Follow::new(site.clone());
         lane.serve(Arc::new(host::SiteHost::new(site.clone(), policy, follow.clone()))).or_explain()?;
         finish_publications(&site).await?;
-        let renewing = AbortOnDropHandle::new(tokio::spawn(renew_heads(site.clone())));
+        let jobs = Jobs::default();
+        let tending = AbortOnDropHandle::new(tokio::spawn(tend(site.clone(), jobs.clone())));
         let node = Arc::new(SiteNode {
             site,
             home,
-            jobs: Jobs::default(),
+            jobs,
             api_url: Mutex::new(None),
             stop_asked: Notify::new(),
             asked: Mutex::default(),
-            renewing,
+            tending,
             follow,
             following: Mutex::default(),
         });
@@ -115,7 +117,7 @@ impl SiteNode {
 
     /// Lets running jobs come to a safe place and closes the lane.
     pub async fn stop(&self) {
-        self.renewing.abort();
+        self.tending.abort();
         // First no new work, then the work that is under way.
         self.follow.stop();
         self.jobs.stop_all();
@@ -145,8 +147,8 @@ async fn finish_publications(site: &Site) -> Result<(), ApiError> {
     Ok(())
 }
 
-/// Signs the heads of quiet spaces again before they pass their time.
-async fn renew_heads(site: Site) {
+/// Signs the heads of quiet spaces again before they pass their time, and collects what nobody needs.
+async fn tend(site: Site, jobs: Jobs) {
     loop {
         for (space, record) in site.catalog.read().and_then(|r| r.spaces()).unwrap_or_default() {
             if record.role == Role::Owner
@@ -155,7 +157,8 @@ async fn renew_heads(site: Site) {
                 tracing::warn!(space = %record.name, error = %e, "a head could not be renewed");
             }
         }
-        tokio::time::sleep(RENEW_EVERY).await;
+        gc::gc_quiet_spaces(&site, &jobs).await;
+        tokio::time::sleep(TEND_EVERY).await;
     }
 }
 
@@ -200,6 +203,7 @@ impl Node for SiteNode {
             Operation::Follow { space, on } => self.follow(&space, on).map(Outcome::Done),
             Operation::Path { space, section } => self.path(&space, section).map(Outcome::Path),
             Operation::Verify { space, deep } => self.verify(&space, deep, sink).await.map(Outcome::Verify),
+            Operation::Gc { space, dry_run } => self.gc(space, dry_run, sink).await.map(Outcome::Gc),
             Operation::Shutdown => {
                 self.stop_asked.notify_one();
                 Ok(Outcome::Done(Done { done: "the site is stopping".into() }))

@@ -15,6 +15,7 @@ use sluice_protocol::manifest::{Entry, Manifest};
 use sluice_protocol::signed::Signed;
 use sluice_store::catalog::{Lookup, Reader, Role, SiteLookup, SpaceRecord};
 
+use super::gc::not_kept;
 use super::{SiteNode, usage};
 use crate::errors::OrExplain;
 use crate::flow::{off_reactor, take_snapshot};
@@ -55,11 +56,12 @@ impl SiteNode {
     ) -> Result<SnapshotReport, ApiError> {
         let (space, record) = self.site.space_named(name)?;
         self.refuse_when_set_back(&space).await?;
-        let site = self.site.clone();
-        let taken = off_reactor(move || take_snapshot(&site, &space, &record, tag, &job)).await?;
+        let (site, of, working) = (self.site.clone(), record.clone(), job.clone());
+        let taken = off_reactor(move || take_snapshot(&site, &space, &of, tag, &working)).await?;
         if taken.signed {
             self.follow.tell(taken.head.clone(), vec![]);
         }
+        self.gc_when_due(&space, &record, &job).await;
         let reader = self.site.catalog.read().or_explain()?;
         let s = &taken.snapshot;
         Ok(SnapshotReport {
@@ -108,7 +110,7 @@ impl SiteNode {
         let reader = self.site.catalog.read().or_explain()?;
         let live = self.live_snapshot(&reader, &space, &record)?;
         let heads = reader.heads_since(&space, &record.owner, (0, 0), LISTED_MAX).or_explain()?;
-        heads.iter().rev().map(|h| info(&reader, h, live)).collect()
+        heads.iter().rev().map(|h| info(&reader, h, live, record.role)).collect()
     }
 
     fn live_snapshot(
@@ -151,7 +153,7 @@ impl SiteNode {
         let live = self.live_snapshot(&reader, &space, &record)?;
         let head = self.find_head(&reader, &space, &record, snapshot.as_deref())?;
         let sections = self.sections_of(&reader, &space, &head.manifest)?;
-        Ok(SnapshotDetail { info: info(&reader, &head, live)?, sections })
+        Ok(SnapshotDetail { info: info(&reader, &head, live, record.role)?, sections })
     }
 
     pub(super) fn snapshot_diff(&self, name: &str, from: &str, to: Option<String>) -> Result<DiffReport, ApiError> {
@@ -189,10 +191,7 @@ impl SiteNode {
 
     pub(super) fn manifest_of(&self, reader: &Reader, space: &SpaceId, id: &SnapshotId) -> Result<Manifest, ApiError> {
         let raw = reader.meta(space, &(*id).into()).or_explain()?;
-        raw.and_then(|raw| Manifest::from_bytes(&raw).ok()).ok_or_else(|| {
-            let text = format!("the manifest of snapshot {} is not here", id.short());
-            ApiError::new(Failure::Error, text, "only versions that were synced to this site can be shown")
-        })
+        raw.and_then(|raw| Manifest::from_bytes(&raw).ok()).ok_or_else(|| not_kept(&id.short()))
     }
 
     /// The sections of a snapshot, with what is known of their tables.
@@ -241,7 +240,9 @@ impl SiteNode {
     }
 }
 
-fn info(reader: &Reader, head: &Signed<Head>, live: Option<SnapshotId>) -> Result<SnapshotInfo, ApiError> {
+fn info(reader: &Reader, head: &Signed<Head>, live: Option<SnapshotId>, role: Role) -> Result<SnapshotInfo, ApiError> {
+    let is_live = live == Some(head.manifest);
+    let owned = role == Role::Owner;
     let totals = reader.snapshot(&head.space, &head.manifest).or_explain()?;
     Ok(SnapshotInfo {
         snapshot: head.manifest,
@@ -252,7 +253,8 @@ fn info(reader: &Reader, head: &Signed<Head>, live: Option<SnapshotId>) -> Resul
         tag: head.tag.clone(),
         files: totals.as_ref().map_or(0, |t| t.files),
         bytes: totals.as_ref().map_or(0, |t| t.bytes),
-        live: live == Some(head.manifest),
+        live: is_live,
+        kept: is_live || owned && reader.has_meta(&head.space, &head.manifest.into()).or_explain()?,
     })
 }
 

@@ -106,6 +106,7 @@ impl SiteNode {
             });
         }
         let arrived = receive(&self.site, space, record, job).await?;
+        self.gc_when_due(space, record, job).await;
         let d = &arrived.described;
         if arrived.published.snapshot != d.head.manifest {
             return Err(ApiError::plain(Failure::Error, "another version was published than the one that arrived"));

@@ -205,6 +205,9 @@ pub struct SnapshotInfo {
     pub bytes: u64,
     /// Whether this one is live here.
     pub live: bool,
+    /// Whether it is kept here: at its owner so that it can be shown and fetched, at a replica live.
+    #[serde(default)]
+    pub kept: bool,
 }
 
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -315,6 +318,37 @@ pub struct VerifyReport {
 pub struct Problem {
     pub path: String,
     pub problem: String,
+}
+
+/// What was collected, or would be.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct GcReport {
+    pub dry_run: bool,
+    pub spaces: Vec<SpaceGc>,
+    /// What no space needs any more: trees and values beside the catalog.
+    pub shared: Gone,
+}
+
+/// One space of a [`GcReport`].
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct SpaceGc {
+    pub space: String,
+    /// Versions that are kept.
+    pub kept: u64,
+    /// Versions that went.
+    pub versions: u64,
+    #[serde(flatten)]
+    pub gone: Gone,
+}
+
+#[derive(Debug, Clone, Copy, Default, Serialize, Deserialize)]
+pub struct Gone {
+    /// Rows of the catalog.
+    pub rows: u64,
+    /// Files: pins, staged parts, values beside the catalog.
+    pub files: u64,
+    /// Bytes that are free again.
+    pub bytes: u64,
 }
 
 #[derive(Debug, Clone, Serialize, Deserialize)]

@@ -159,6 +159,12 @@ pub enum Operation {
         #[serde(default)]
         deep: bool,
     },
+    Gc {
+        #[serde(default)]
+        space: Option<String>,
+        #[serde(default)]
+        dry_run: bool,
+    },
     Shutdown,
 }
 
@@ -181,6 +187,7 @@ pub enum Outcome {
     Sync(SyncReport),
     Path(PathAnswer),
     Verify(VerifyReport),
+    Gc(GcReport),
     Done(Done),
 }
 

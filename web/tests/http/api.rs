@@ -42,6 +42,8 @@ async fn each_route_is_one_operation() {
         ),
         ("POST", "/v1/spaces/acme/sync", r#"{"dry_run":true}"#, json!({"op":"sync","space":"acme","dry_run":true})),
         ("POST", "/v1/sync", "", json!({"op":"sync","space":null,"dry_run":false})),
+        ("POST", "/v1/spaces/acme/gc", r#"{"dry_run":true}"#, json!({"op":"gc","space":"acme","dry_run":true})),
+        ("POST", "/v1/gc", "", json!({"op":"gc","space":null,"dry_run":false})),
         ("POST", "/v1/spaces/acme/verify", r#"{"deep":true}"#, json!({"op":"verify","space":"acme","deep":true})),
         ("GET", "/v1/spaces/acme/path", "", json!({"op":"path","space":"acme","section":null})),
         (

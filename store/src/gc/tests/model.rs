@@ -62,6 +62,8 @@ pub struct Model {
     came: HashSet<BlobHash>,
     live: Option<SnapshotId>,
     tables: u64,
+    /// How often a collection met a version that nothing but a lease kept.
+    pub only_leased: u64,
 }
 
 impl Model {
@@ -92,6 +94,7 @@ impl Model {
             came: HashSet::new(),
             live: None,
             tables: 0,
+            only_leased: 0,
         };
         add_space(&model.owner, Role::Owner, me);
         add_space(model.replica(), Role::Replica, me);
@@ -131,17 +134,27 @@ impl Model {
     pub fn step(&mut self, dice: &mut Dice) {
         self.now += dice.below(60_000);
         match dice.below(20) {
-            0..=3 => self.edit(dice),
-            4..=6 => self.snapshot(None),
+            0..=2 => self.edit(dice),
+            3..=6 => {
+                self.edit(dice);
+                self.snapshot(None);
+            }
             7 => self.snapshot(Some(["gold", "silver"][dice.below(2) as usize])),
-            8 | 9 => self.ask(),
+            8 => self.ask(),
+            9 => {
+                self.ask();
+                for _ in 0..=KEEP {
+                    self.edit(dice);
+                    self.snapshot(None);
+                }
+            }
             10..=13 => {
                 self.go_on(1 + dice.below(12));
             }
             14 | 15 => self.finish(),
             16 => self.restart(dice.below(2) == 0),
             17 => self.now += dice.below(30) * HOUR,
-            18 => self.collect(),
+            18 => self.collect(false),
             _ => {
                 let again = !self.granted;
                 self.grant(again || dice.below(3) > 0);
@@ -234,8 +247,8 @@ impl Model {
         self.leases.truncate(LEASES_PER_PEER_MAX);
     }
 
-    /// Versions that the owner must have whole.
-    fn kept(&self) -> BTreeSet<SnapshotId> {
+    /// Versions that the owner must have whole, and how many of them only because of a lease.
+    fn kept(&self) -> (BTreeSet<SnapshotId>, u64) {
         let (mut kept, mut newest, mut tags) = (BTreeSet::new(), BTreeSet::new(), HashSet::new());
         for version in self.versions.iter().rev() {
             if newest.len() < KEEP {
@@ -247,14 +260,16 @@ impl Model {
         }
         let leased = self.leases.iter().filter(|(_, _, until)| self.granted && *until >= self.now);
         kept.extend(newest);
+        let before = kept.len();
         kept.extend(leased.map(|(id, ..)| *id));
-        kept
+        let only_leased = (kept.len() - before) as u64;
+        (kept, only_leased)
     }
 
     /// Fetches up to `most` pieces of the target; says whether everything is here.
     fn go_on(&mut self, most: u64) -> bool {
         let Some(target) = self.target.clone().filter(|_| self.granted) else { return false };
-        let promised = self.kept().contains(&target.manifest);
+        let promised = self.kept().0.contains(&target.manifest);
         self.request(None);
         for _ in 0..most {
             let Some(piece) = next_piece(self.replica(), &target) else { return true };
@@ -314,19 +329,24 @@ impl Model {
         }
     }
 
-    fn collect(&mut self) {
+    fn collect(&mut self, twice: bool) {
         let retention = Retention { snapshots: KEEP, grace_ms: GRACE, now_ms: self.now };
-        // The copy may have been told of newer versions than it is fetching: what it resumes is the newest.
         for site in [&self.owner, self.replica()] {
-            run(site, &retention);
+            run(site, &retention, twice);
+        }
+        if !self.granted {
+            // Given again, a grant brings no lease back.
+            self.leases.clear();
         }
         self.check("after a collection");
     }
 
     /// Whatever a root reaches is there.
-    fn check(&self, when: &str) -> Reach {
+    fn check(&mut self, when: &str) -> Reach {
         let mut reach = Reach::default();
-        for id in self.kept() {
+        let (kept, only_leased) = self.kept();
+        self.only_leased += only_leased;
+        for id in kept {
             reach.add(self.owner.reach(id, true, &format!("{when}, owner, version {}", id.short())));
         }
         for hash in reach.blobs.iter().filter(|(_, size)| **size > 0).map(|(hash, _)| hash) {
@@ -343,8 +363,9 @@ impl Model {
 
     /// Grace passes, and nobody asks for anything: what is reachable is there, and nothing else.
     pub fn settle(&mut self, when: &str) {
+        self.collect(false);
         self.now += GRACE + HOUR;
-        self.collect();
+        self.collect(true);
         let reach = self.check(when);
         let space = self.owner.space;
         let grants = self.owner.catalog.read().unwrap().grants(&space).unwrap().unwrap().blob();
@@ -381,7 +402,12 @@ impl Model {
     }
 }
 
-fn run(site: &Site, retention: &Retention) {
+fn run(site: &Site, retention: &Retention, twice: bool) {
+    if !twice {
+        collect(&site.lake, &site.space, &site.catalog, retention, false).unwrap();
+        collect_home(&site.catalog, retention, &|| true, false).unwrap();
+        return;
+    }
     let would = collect(&site.lake, &site.space, &site.catalog, retention, true).unwrap();
     let did = collect(&site.lake, &site.space, &site.catalog, retention, false).unwrap();
     // A dry run leaves staging out.
