@@ -447,7 +447,6 @@ async fn published(
         let options = PublishOptions {
             keep_generations: site.config.publish.keep_generations,
             readers_grace: Duration::from_secs(site.config.publish.readers_grace_s),
-            ..Default::default()
         };
         let published = publish::publish(&lake, &site.catalog, &verified, options, &*job).or_explain()?;
         let counted: Result<(), CatalogError> = site.catalog.write(|b| {

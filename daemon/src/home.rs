@@ -15,8 +15,8 @@
 //! | `lock` | held (flock) by the daemon; an empty file |
 
 use std::fs::{self, File, OpenOptions};
-use std::io::{self, Write};
-use std::os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt, OpenOptionsExt, PermissionsExt};
+use std::io;
+use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -25,6 +25,7 @@ use ed25519_dalek::SigningKey;
 use sluice_protocol::api::{ApiError, Failure};
 use sluice_protocol::ids::SiteId;
 use sluice_protocol::limits::NAME_BYTES_MAX;
+use sluice_store::disk::{self, WholeFiles};
 use zeroize::Zeroizing;
 
 mod media;
@@ -38,6 +39,8 @@ const CONFIG: &str = "config.toml";
 const TOKEN: &str = "api.token";
 const SOCKET: &str = "sluice.sock";
 const LOCK: &str = "lock";
+/// Keys, tokens and settings.
+const HOME_FILES: WholeFiles = WholeFiles("home");
 
 /// The files that must be a regular file of mode 0600 at most.
 const PRIVATE: [&str; 5] = [KEY, NAME, RECOVERY, CONFIG, TOKEN];
@@ -343,7 +346,7 @@ fn make_folder(root: &Path) -> Result<(), HomeError> {
         Ok(found) if !found.is_dir() => return Err(HomeError::NotADirectory(root.to_path_buf())),
         Ok(_) => {}
         Err(e) if e.kind() == io::ErrorKind::NotFound => {
-            fs::DirBuilder::new().recursive(true).mode(0o700).create(root).map_err(io(root, "made"))?;
+            disk::make_folders("home", root, 0o700).map_err(io(root, "made"))?;
         }
         Err(e) => return Err(io(root, "opened")(e)),
     }
@@ -399,20 +402,8 @@ fn random_key() -> Result<SigningKey, HomeError> {
 /// Writes a file of mode 0600 so that after a crash it is there whole or not at all.
 fn write_private(root: &Path, name: &str, bytes: &[u8]) -> Result<(), HomeError> {
     let path = root.join(name);
-    let new = root.join(format!("{name}.new"));
-    let write = || -> io::Result<()> {
-        // A rest of an earlier try may be there, with whatever mode.
-        match fs::remove_file(&new) {
-            Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
-            _ => {}
-        }
-        let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&new)?;
-        file.write_all(bytes)?;
-        file.sync_all()?;
-        fs::rename(&new, &path)?;
-        File::open(root)?.sync_all()
-    };
-    write().map_err(io(&path, "written"))
+    // A rest of an earlier try may be there, with whatever mode; it is replaced.
+    HOME_FILES.put(&path, &format!("{name}.new"), 0o600, bytes).map_err(io(&path, "written"))
 }
 
 /// Reads a small private file.

@@ -170,7 +170,7 @@ pub fn quarantine(
         return Ok(());
     }
     let named = |source| BlobError::Io { place: place.clone(), source };
-    let own = Folder::of(lake.own()?).map_err(named)?;
+    let own = Folder::of(lake.own()?, "quarantine").map_err(named)?;
     let (to, made) = own.make(QUARANTINE_FOLDER).map_err(named)?;
     if made {
         to.set_mode(0o700).map_err(named)?;

@@ -4,6 +4,8 @@
 //! someone planted can neither be written through nor be read through. Nothing here replaces a file
 //! unless the call says so in its name.
 //!
+//! Changes pass through [`crate::disk`], under the name of the room that a folder was opened for.
+//!
 //! What must be durable before the next step: the bytes (`fdatasync` or `syncfs`), then the names
 //! (`fsync` of the folder that holds them). [`Unsynced`] collects both for one barrier.
 
@@ -12,10 +14,11 @@ use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 
-use rustix::fs::{AtFlags, FileType, FlockOperation, Mode, OFlags, RenameFlags};
+use rustix::fs::{AtFlags, FileType, FlockOperation, Mode, OFlags};
 use rustix::io::Errno;
 use sluice_protocol::path::LakePath;
 
+use crate::disk::{self, Room, Taken};
 use crate::lake::Fingerprint;
 
 /// Folders and files beyond this many are made durable by one `syncfs`.
@@ -51,28 +54,42 @@ pub(crate) struct Seen {
     pub print: Fingerprint,
 }
 
-/// An open folder.
+/// An open folder, and what changes in it are made for.
 #[derive(Debug)]
-pub(crate) struct Folder(File);
+pub(crate) struct Folder(File, Room);
 
 impl Folder {
-    /// The same folder as `dir`.
-    pub fn of(dir: impl AsFd) -> io::Result<Self> {
+    /// The same folder as `dir`. `room` names its changes, and those of folders opened through it.
+    pub fn of(dir: impl AsFd, room: Room) -> io::Result<Self> {
         // Opened anew: a handle that only names the folder (O_PATH) can be neither listed nor synced.
         let flags = OFlags::DIRECTORY | OFlags::RDONLY | OFlags::CLOEXEC;
-        Ok(Self(File::from(rustix::fs::openat(dir.as_fd(), ".", flags, Mode::empty())?)))
+        Ok(Self(File::from(rustix::fs::openat(dir.as_fd(), ".", flags, Mode::empty())?), room))
+    }
+
+    /// The same handle, for another room.
+    pub fn for_room(self, room: Room) -> Self {
+        Self(self.0, room)
+    }
+
+    /// What changes in it are made for.
+    pub fn room(&self) -> Room {
+        self.1
+    }
+
+    fn at<'a>(&'a self, name: &'a str) -> disk::Name<'a> {
+        (self.0.as_fd(), name)
     }
 
     /// Opens the folder `name`, which must be a real one.
     pub fn open(&self, name: &str) -> io::Result<Self> {
         check_single(name)?;
         let flags = OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::RDONLY | OFlags::CLOEXEC;
-        Ok(Self(File::from(rustix::fs::openat(&self.0, name, flags, Mode::empty())?)))
+        Ok(Self(File::from(rustix::fs::openat(&self.0, name, flags, Mode::empty())?), self.1))
     }
 
     /// Opens the folder at `path`, name by name; `None` is this folder.
     pub fn descend(&self, path: Option<&LakePath>) -> io::Result<Self> {
-        let mut here = Self::of(&self.0)?;
+        let mut here = Self::of(&self.0, self.1)?;
         for name in path.iter().flat_map(|p| p.names()) {
             here = here.open(name)?;
         }
@@ -82,15 +99,15 @@ impl Folder {
     /// Makes the folder `name` unless it is there, and opens it. Says whether it was made.
     pub fn make(&self, name: &str) -> io::Result<(Self, bool)> {
         check_single(name)?;
-        let made = match rustix::fs::mkdirat(&self.0, name, Mode::from_raw_mode(FOLDER_MODE)) {
+        let made = match disk::make_folder(self.1, &self.0, name, FOLDER_MODE) {
             Ok(()) => true,
-            Err(Errno::EXIST) => false,
-            Err(e) => return Err(e.into()),
+            Err(e) if e.kind() == io::ErrorKind::AlreadyExists => false,
+            Err(e) => return Err(e),
         };
         let folder = self.open(name)?;
         if made {
             // The process's umask must not hide published data from its readers.
-            rustix::fs::fchmod(&folder.0, Mode::from_raw_mode(FOLDER_MODE))?;
+            folder.set_mode(FOLDER_MODE)?;
         }
         Ok((folder, made))
     }
@@ -102,15 +119,17 @@ impl Folder {
 
     /// Opens the regular file `name` for reading and writing, made with mode 0600 when `create`.
     pub fn file_rw(&self, name: &str, create: bool) -> io::Result<File> {
-        let make = if create { OFlags::CREATE } else { OFlags::empty() };
-        self.open_file(name, OFlags::RDWR | make)
+        match self.open_file(name, OFlags::RDWR) {
+            Err(e) if create && e.kind() == io::ErrorKind::NotFound => disk::create(self.1, &self.0, name, 0o600),
+            other => other,
+        }
     }
 
     fn open_file(&self, name: &str, flags: OFlags) -> io::Result<File> {
         check_single(name)?;
         // NONBLOCK: a fifo that took the file's place must not hang us.
         let flags = flags | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
-        let file = File::from(rustix::fs::openat(&self.0, name, flags, Mode::from_raw_mode(0o600))?);
+        let file = File::from(rustix::fs::openat(&self.0, name, flags, Mode::empty())?);
         if file.metadata()?.is_file() {
             Ok(file)
         } else {
@@ -154,58 +173,50 @@ impl Folder {
     /// Makes a link; fails when the name is taken.
     pub fn symlink(&self, target: &str, name: &str) -> io::Result<()> {
         check_single(name)?;
-        Ok(rustix::fs::symlinkat(target, &self.0, name)?)
+        disk::symlink(self.1, target, &self.0, name)
     }
 
     /// Gives the file `name` a second name; fails when that is taken.
     pub fn hard_link(&self, name: &str, to: &Folder, new: &str) -> io::Result<()> {
         check_single(name)?;
         check_single(new)?;
-        Ok(rustix::fs::linkat(&self.0, name, &to.0, new, AtFlags::empty())?)
+        disk::link(to.1, self.at(name), to.at(new))
     }
 
     /// Renames; fails when the new name is taken.
     pub fn move_to(&self, name: &str, to: &Folder, new: &str) -> io::Result<()> {
         check_single(name)?;
         check_single(new)?;
-        match rustix::fs::renameat_with(&self.0, name, &to.0, new, RenameFlags::NOREPLACE) {
-            Ok(()) => Ok(()),
-            // Some file systems know no flags: a link never replaces either.
-            Err(Errno::INVAL | Errno::NOSYS | Errno::OPNOTSUPP) => {
-                rustix::fs::linkat(&self.0, name, &to.0, new, AtFlags::empty())?;
-                Ok(rustix::fs::unlinkat(&self.0, name, AtFlags::empty())?)
-            }
-            Err(e) => Err(e.into()),
-        }
+        disk::rename(to.1, self.at(name), to.at(new), Taken::Refuse)
     }
 
     /// Renames, replacing what is there, in one step.
     pub fn replace(&self, name: &str, to: &Folder, new: &str) -> io::Result<()> {
         check_single(name)?;
         check_single(new)?;
-        Ok(rustix::fs::renameat(&self.0, name, &to.0, new)?)
+        disk::rename(to.1, self.at(name), to.at(new), Taken::Replace)
     }
 
     /// Removes a file or link; that it is gone already is no error.
     pub fn remove(&self, name: &str) -> io::Result<()> {
         check_single(name)?;
-        gone(rustix::fs::unlinkat(&self.0, name, AtFlags::empty()))
+        gone(disk::remove(self.1, &self.0, name))
     }
 
     /// Removes an empty folder; that it is gone already is no error.
     pub fn remove_folder(&self, name: &str) -> io::Result<()> {
         check_single(name)?;
-        gone(rustix::fs::unlinkat(&self.0, name, AtFlags::REMOVEDIR))
+        gone(disk::remove_folder(self.1, &self.0, name))
     }
 
     /// Makes the names in the folder durable.
     pub fn sync(&self) -> io::Result<()> {
-        self.0.sync_all()
+        disk::sync_all(self.1, &self.0)
     }
 
     /// Makes everything on the folder's file system durable.
-    pub fn sync_all(&self) -> io::Result<()> {
-        Ok(rustix::fs::syncfs(&self.0)?)
+    pub fn sync_system(&self) -> io::Result<()> {
+        disk::sync_system(self.1, &self.0)
     }
 
     /// Keeps other processes from locking the folder while this handle is open.
@@ -221,7 +232,7 @@ impl Folder {
 
     /// Sets the folder's permission bits.
     pub fn set_mode(&self, mode: u32) -> io::Result<()> {
-        Ok(rustix::fs::fchmod(&self.0, Mode::from_raw_mode(mode))?)
+        disk::set_mode(self.1, &self.0, mode)
     }
 
     /// The folder's own permission bits.
@@ -236,10 +247,10 @@ impl AsFd for Folder {
     }
 }
 
-fn gone(result: rustix::io::Result<()>) -> io::Result<()> {
+fn gone(result: io::Result<()>) -> io::Result<()> {
     match result {
-        Ok(()) | Err(Errno::NOENT) => Ok(()),
-        Err(e) => Err(e.into()),
+        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
+        other => other,
     }
 }
 
@@ -268,25 +279,6 @@ fn seen(stat: &rustix::fs::Stat) -> Seen {
         unknown: Default::default(),
     };
     Seen { kind, mode: stat.st_mode & 0o7777, links: u64::from(stat.st_nlink), print }
-}
-
-/// Sets the modification time of an open file.
-///
-/// `mtime_ns`: nanoseconds since the Unix epoch.
-pub(crate) fn set_mtime(file: &File, mtime_ns: i64) -> io::Result<()> {
-    let times = rustix::fs::Timestamps {
-        last_access: rustix::fs::Timespec { tv_sec: 0, tv_nsec: rustix::fs::UTIME_OMIT },
-        last_modification: rustix::fs::Timespec {
-            tv_sec: mtime_ns.div_euclid(1_000_000_000),
-            tv_nsec: mtime_ns.rem_euclid(1_000_000_000),
-        },
-    };
-    Ok(rustix::fs::futimens(file, &times)?)
-}
-
-/// Sets the permission bits of an open file.
-pub(crate) fn set_mode(file: &File, mode: u32) -> io::Result<()> {
-    Ok(rustix::fs::fchmod(file, Mode::from_raw_mode(mode))?)
 }
 
 /// Whether the error says that the disk (or a quota) is full.
@@ -324,11 +316,11 @@ impl Unsynced {
     /// Makes all of it durable: one by one when it is little, else by one `syncfs`.
     pub fn flush(&mut self, top: &Folder) -> io::Result<()> {
         if self.folders.len() + self.files.len() > SYNC_ONE_BY_ONE_MAX {
-            top.sync_all()?;
+            top.sync_system()?;
         } else {
             for path in &self.files {
                 let folder = top.descend(path.parent().as_ref())?;
-                folder.file(path.file_name())?.sync_all()?;
+                disk::sync_all(top.1, folder.file(path.file_name())?)?;
             }
             for path in self.folders.iter().rev() {
                 top.descend(path.as_ref())?.sync()?;
@@ -346,7 +338,7 @@ mod tests {
 
     fn folder() -> (tempfile::TempDir, Folder) {
         let dir = tempfile::tempdir().unwrap();
-        let folder = Folder::of(File::open(dir.path()).unwrap()).unwrap();
+        let folder = Folder::of(File::open(dir.path()).unwrap(), "test").unwrap();
         (dir, folder)
     }
 
@@ -384,7 +376,7 @@ mod tests {
         let (dir, folder) = folder();
         std::fs::write(dir.path().join("f"), b"x").unwrap();
         for ns in [-1, 0, 1_500_000_000_123_456_789, -1_000_000_001] {
-            set_mtime(&folder.file("f").unwrap(), ns).unwrap();
+            disk::set_mtime("test", &folder.file("f").unwrap(), ns).unwrap();
             assert_eq!(folder.look("f").unwrap().unwrap().print.mtime_ns, ns);
         }
     }

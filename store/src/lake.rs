@@ -10,11 +10,13 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
 
-use cap_std::fs::{Dir, DirBuilder};
+use cap_std::fs::Dir;
 use rustix::fs::{Mode, OFlags, ResolveFlags};
 use sluice_protocol::codec::{CodecError, Dec, Enc, Wire};
 use sluice_protocol::path::{LakePath, OWN_FOLDER};
 use sluice_protocol::record;
+
+use crate::disk;
 
 /// Where bytes lie.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -143,10 +145,9 @@ impl Lake {
             return Ok(dir);
         }
         let failed = |source: io::Error| LakeError::ReadOnly { path: self.0.root.clone(), source };
-        let mut builder = DirBuilder::new();
-        std::os::unix::fs::DirBuilderExt::mode(&mut BuilderMode(&mut builder), 0o700);
-        match self.0.dir.create_dir_with(OWN_FOLDER, &builder) {
-            Ok(()) => {}
+        match disk::make_folder("lake", &self.0.dir, OWN_FOLDER, 0o700) {
+            // What is made durable below it later must be found again.
+            Ok(()) => sync_folder(&self.0.dir).map_err(failed)?,
             Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {}
             Err(e) => return Err(failed(e)),
         }
@@ -187,14 +188,10 @@ impl Lake {
     }
 }
 
-/// Lets the standard trait set a mode on cap-std's builder.
-struct BuilderMode<'a>(&'a mut DirBuilder);
-
-impl std::os::unix::fs::DirBuilderExt for BuilderMode<'_> {
-    fn mode(&mut self, mode: u32) -> &mut Self {
-        cap_std::fs::DirBuilderExt::mode(self.0, mode);
-        self
-    }
+/// Makes the names in a folder durable; a handle that only names it (O_PATH) is opened anew.
+fn sync_folder(dir: &Dir) -> io::Result<()> {
+    let flags = OFlags::DIRECTORY | OFlags::RDONLY | OFlags::CLOEXEC;
+    disk::sync_all("lake", rustix::fs::openat(dir.as_fd(), ".", flags, Mode::empty())?)
 }
 
 /// Opens a folder below `dir` without following any link.

@@ -6,6 +6,7 @@
 pub mod blobs;
 pub mod catalog;
 pub mod chunk;
+pub mod disk;
 mod durable;
 pub mod gc;
 pub mod lake;

@@ -7,9 +7,7 @@
 //!
 //! Invariant: byte for byte what bao-tree makes, whatever the window and the number of threads.
 
-use std::fs::File;
 use std::io;
-use std::os::unix::fs::FileExt;
 
 use bao_tree::BlockSize;
 use bao_tree::io::outboard::PreOrderMemOutboard;
@@ -52,12 +50,6 @@ impl PairSink for Vec<u8> {
         let slot = self.get_mut(at..at + bytes.len()).ok_or(io::ErrorKind::WriteZero)?;
         slot.copy_from_slice(bytes);
         Ok(())
-    }
-}
-
-impl PairSink for File {
-    fn put(&mut self, bytes: &[u8], offset: u64) -> io::Result<()> {
-        self.write_all_at(bytes, offset)
     }
 }
 

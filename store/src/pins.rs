@@ -14,7 +14,7 @@
 
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::fs::File;
-use std::io;
+use std::io::{self, Read, Seek};
 
 use rustix::io::Errno;
 use sluice_protocol::ids::{BlobHash, SpaceId};
@@ -23,6 +23,7 @@ use sluice_protocol::path::LakePath;
 use sluice_protocol::stages::write_once;
 
 use crate::catalog::{Batch, Catalog, CatalogError, Located, Lookup, Reader};
+use crate::disk::{self, Room};
 use crate::durable::{self, Folder, Kind};
 use crate::lake::{Fingerprint, Lake, Place};
 use crate::scan::{stat_file, tables::read_entries};
@@ -30,8 +31,12 @@ use crate::watch::Watch;
 
 /// Folder of the pins, below `.sluice`.
 const OBJECTS: &str = "objects";
+/// The room of their changes.
+const PINS: Room = "pins";
 /// Pins that are committed together.
 const BATCH_PINS: usize = 512;
+/// Buffer of a copy, in bytes.
+const COPY_BYTES: usize = 1024 * 1024;
 /// After so many refusals without a success nothing more is tried.
 const REFUSALS_MAX: u64 = 16;
 
@@ -100,12 +105,12 @@ pub fn pin(
         Ok(own) => own,
         Err(e) => return Ok(unavailable(e.to_string())),
     };
-    let objects = match Folder::of(own).and_then(|own| own.make(OBJECTS)) {
+    let objects = match Folder::of(own, PINS).and_then(|own| own.make(OBJECTS)) {
         Ok((objects, _)) => objects,
         Err(e) if is_refusal(&e) => return Ok(unavailable(e.to_string())),
         Err(e) => return Err(failed(OBJECTS, e)),
     };
-    let top = Folder::of(lake.dir()).map_err(|e| failed(".", e))?;
+    let top = Folder::of(lake.dir(), PINS).map_err(|e| failed(".", e))?;
     let reader = catalog.read()?;
     let report = PinReport::default();
     let mut pinner = Pinner {
@@ -252,18 +257,16 @@ impl Pinner<'_> {
             return Ok(None);
         }
         let named = |e| failed(path, e);
-        let Ok(mut from) = self.lake.open_place(&Place::Lake(path.clone())) else { return Ok(None) };
+        let Ok(from) = self.lake.open_place(&Place::Lake(path.clone())) else { return Ok(None) };
         let partial = format!("{name}.tmp");
         sub.remove(&partial).map_err(named)?;
-        let mut to = sub.file_rw(&partial, true).map_err(named)?;
-        let clone = if self.clones { rustix::fs::ioctl_ficlone(&to, &from) } else { Err(Errno::OPNOTSUPP) };
-        let cloned = clone.is_ok();
-        self.clones = !matches!(clone, Err(Errno::OPNOTSUPP | Errno::NOTTY | Errno::NOSYS | Errno::XDEV));
+        let to = sub.file_rw(&partial, true).map_err(named)?;
+        let cloned = self.clone_blocks(&to, &from);
         if !cloned && !self.options.copy {
             sub.remove(&partial).map_err(named)?;
             return Ok(None);
         }
-        if !cloned && let Err(e) = io::copy(&mut from, &mut to) {
+        if !cloned && let Err(e) = copy_bytes(&from, &to) {
             sub.remove(&partial).map_err(named)?;
             return Err(named(e));
         }
@@ -279,6 +282,18 @@ impl Pinner<'_> {
             self.report.copied_bytes += before.size;
         }
         Ok(Some(pin))
+    }
+
+    /// Shares the blocks; no more is tried once the file system said that it cannot.
+    fn clone_blocks(&mut self, to: &File, from: &File) -> bool {
+        const CANNOT: [Errno; 4] = [Errno::OPNOTSUPP, Errno::NOTTY, Errno::NOSYS, Errno::XDEV];
+        if !self.clones {
+            return false;
+        }
+        let cloned = disk::clone_blocks(PINS, to, from);
+        let error = cloned.as_ref().err().and_then(io::Error::raw_os_error);
+        self.clones = !CANNOT.iter().any(|e| error == Some(e.raw_os_error()));
+        cloned.is_ok()
     }
 
     /// Whether every file was refused so far.
@@ -316,10 +331,23 @@ impl Pinner<'_> {
     }
 }
 
+/// Copies from where the file begins to where it ends.
+fn copy_bytes(mut from: &File, to: &File) -> io::Result<()> {
+    let mut buffer = vec![0; COPY_BYTES];
+    let mut at = 0;
+    loop {
+        match from.read(&mut buffer)? {
+            0 => return Ok(()),
+            n => disk::write_all_at(PINS, to, &buffer[..n], at)?,
+        }
+        at = from.stream_position()?;
+    }
+}
+
 /// Makes a duplicate read-only and durable and gives it its name.
 fn settle(file: &File, sub: &Folder, partial: &str, name: &str) -> io::Result<Fingerprint> {
-    durable::set_mode(file, 0o444)?;
-    file.sync_all()?;
+    disk::set_mode(PINS, file, 0o444)?;
+    disk::sync_all(PINS, file)?;
     sub.replace(partial, sub, name)?;
     Lake::print_of(file)
 }
@@ -375,7 +403,7 @@ pub(crate) fn is_pin(place: &Place) -> bool {
 /// The folder of the pins, if there is one.
 fn objects(lake: &Lake) -> Result<Option<Folder>, PinError> {
     let Some(own) = lake.own_if_present() else { return Ok(None) };
-    match Folder::of(own).and_then(|own| own.open(OBJECTS)) {
+    match Folder::of(own, PINS).and_then(|own| own.open(OBJECTS)) {
         Ok(objects) => Ok(Some(objects)),
         Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
         Err(e) => Err(failed(OBJECTS, e)),

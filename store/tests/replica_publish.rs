@@ -6,8 +6,9 @@ use std::os::unix::fs::MetadataExt;
 
 use replica_world::*;
 use sluice_protocol::manifest::SectionKind::{Delta, Lance, Lora, Raw};
+use sluice_store::disk::faults::inject;
 use sluice_store::publish::{How, PublishError, PublishOptions, live_path, publish, recover};
-use sluice_store::watch::Silent;
+use sluice_store::watch::{Silent, Watch};
 
 const SECOND: i64 = 1_000_000_000;
 
@@ -118,28 +119,23 @@ fn stages_come_in_order_and_each_is_durable_before_the_next() {
     let world = World::new();
     world.sync(&[part("orders", Delta, delta(1))]);
     let next = world.verified(&[part("orders", Delta, delta(3))]);
-    let log = Recorder::default();
-    world.publish_with(&next, &log).unwrap();
-    let log = log.0.into_inner().unwrap();
+    let log = logged(&world, || drop(world.publish(&next).unwrap()));
     let at = |what: &str| log.iter().position(|l| l.contains(what)).unwrap_or_else(|| panic!("{what}: {log:#?}"));
     let data = at("part-2.parquet").max(at("part-1.parquet"));
-    let one = at("rename .sluice/sections/00000001/_delta_log/00000000000000000001.json");
-    let two = at("rename .sluice/sections/00000001/_delta_log/00000000000000000002.json");
-    let pointer = at("replace .sluice/sections/00000001/_delta_log/_last_checkpoint");
+    let one = at("sections.rename lake/.sluice/sections/00000001/_delta_log/00000000000000000001.json");
+    let two = at("sections.rename lake/.sluice/sections/00000001/_delta_log/00000000000000000002.json");
+    let pointer = at("sections.replace lake/.sluice/sections/00000001/_delta_log/_last_checkpoint");
     assert!(data < one && one < two && two < pointer, "{log:#?}");
-    let sync_between = |a: usize, b: usize| log[a..b].iter().any(|l| l.starts_with("sync stage"));
+    let sync_between = |a: usize, b: usize| log[a..b].iter().any(|l| l.starts_with("sections.sync"));
     assert!(sync_between(data, one) && sync_between(one, two) && sync_between(two, pointer));
-    assert!(pointer < at("commit live") && at("commit live") < at("replace .sluice/live"));
+    assert!(pointer < at("live.commit") && at("live.commit") < at("live.replace"));
 }
 
-#[derive(Default)]
-struct Recorder(std::sync::Mutex<Vec<String>>);
-
-impl sluice_store::publish::Hook for Recorder {
-    fn before(&self, step: sluice_store::publish::Step<'_>) -> Result<(), String> {
-        self.0.lock().unwrap().push(format!("{} {}", step.name, step.path));
-        Ok(())
-    }
+/// Every change that `act` makes in the world, as lines of the point and the path.
+fn logged(world: &World, act: impl FnOnce()) -> Vec<String> {
+    let log = inject(world.dir.path(), "").unwrap();
+    act();
+    log.passed().iter().map(|p| format!("{} {}", p.point, p.path.display())).collect()
 }
 
 #[test]
@@ -176,11 +172,10 @@ fn old_generations_go_after_three_and_take_their_folders_along() {
     assert_eq!(count(".sluice/generations"), 3);
     assert_eq!(count(".sluice/sections"), 3);
     assert_eq!(std::fs::metadata(world.at("raw/same")).unwrap().nlink(), 3);
-    let log = Recorder::default();
-    world.publish_with(&world.verified(&version(6)), &log).unwrap();
-    let log = log.0.into_inner().unwrap();
-    let switch = log.iter().position(|l| l == "replace .sluice/live").unwrap();
-    let removed = log.iter().position(|l| l.starts_with("remove .sluice/sections")).unwrap();
+    let next = world.verified(&version(6));
+    let log = logged(&world, || drop(world.publish(&next).unwrap()));
+    let switch = log.iter().position(|l| l == "live.replace lake/.sluice/live").unwrap();
+    let removed = log.iter().position(|l| l.starts_with("sections.remove ")).unwrap();
     assert!(switch < removed, "deletions last");
 }
 
@@ -306,17 +301,19 @@ fn two_do_not_publish_into_one_lake_at_once() {
     let world = World::new();
     let verified = world.verified(&[part("raw", Raw, vec![file("a", "1")])]);
     struct Second<'a>(&'a World, &'a sluice_store::verify::Verified, std::sync::Mutex<Vec<bool>>);
-    impl sluice_store::publish::Hook for Second<'_> {
-        fn before(&self, _: sluice_store::publish::Step<'_>) -> Result<(), String> {
+    impl Watch for Second<'_> {
+        fn amount(&self, _: &str, _: u64, _: u64, _: u64, _: u64) {}
+        fn note(&self, _: String) {}
+        fn cancelled(&self) -> bool {
             let busy = matches!(self.0.publish(self.1), Err(PublishError::Busy { .. }));
             self.2.lock().unwrap().push(busy);
-            Ok(())
+            false
         }
     }
-    let hook = Second(&world, &verified, Default::default());
-    world.publish_with(&verified, &hook).unwrap();
-    let seen = hook.2.into_inner().unwrap();
-    assert!(seen.len() > 5 && seen.iter().all(|busy| *busy));
+    let second = Second(&world, &verified, Default::default());
+    world.publish_with(&verified, &second).unwrap();
+    let seen = second.2.into_inner().unwrap();
+    assert!(!seen.is_empty() && seen.iter().all(|busy| *busy));
 }
 
 #[test]

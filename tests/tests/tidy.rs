@@ -97,3 +97,58 @@ fn heavy_libraries_live_in_one_room() {
     }
     assert!(strays.is_empty(), "{}", strays.join("\n"));
 }
+
+/// Calls that change a disk, as they stand in code. The disk layer names each, so that a fault can be
+/// put there; one that went past it would be tested by nothing.
+const DISK_CHANGES: [&str; 29] = [
+    "OFlags::CREATE",
+    "File::create",
+    "create_new(",
+    ".create(true)",
+    "fs::write(",
+    "fs::rename(",
+    "fs::copy(",
+    "fs::remove_",
+    "fs::hard_link",
+    "fs::create_dir",
+    "fs::set_permissions",
+    "DirBuilder",
+    "create_dir_with",
+    "rustix::fs::mkdirat",
+    "rustix::fs::symlinkat",
+    "rustix::fs::linkat",
+    "rustix::fs::renameat",
+    "rustix::fs::unlinkat",
+    "rustix::fs::fchmod",
+    "rustix::fs::futimens",
+    "rustix::fs::fallocate",
+    "rustix::fs::ftruncate",
+    "rustix::fs::ioctl_ficlone",
+    "rustix::fs::fsync",
+    "rustix::fs::syncfs",
+    ".set_len(",
+    ".sync_all()",
+    ".sync_data()",
+    ".write_all_at(",
+];
+
+#[test]
+fn only_the_disk_layer_changes_a_disk() {
+    let mut files = Vec::new();
+    rust_files(&workspace().join("store/src"), &mut files);
+    let mut strays = Vec::new();
+    for path in files {
+        let shown = path.strip_prefix(workspace()).expect("below the workspace").display().to_string();
+        if shown.starts_with("store/src/disk/") {
+            continue;
+        }
+        let text = std::fs::read_to_string(&path).expect("source is UTF-8");
+        // Tests stand last in a file, and make what they need themselves.
+        let code = text.split("#[cfg(test)]").next().unwrap_or_default();
+        for (number, line) in code.lines().enumerate() {
+            let found = DISK_CHANGES.iter().find(|c| line.contains(**c));
+            strays.extend(found.map(|c| format!("{shown}:{}: `{c}` goes past store/src/disk", number + 1)));
+        }
+    }
+    assert!(strays.is_empty(), "{}", strays.join("\n"));
+}

@@ -111,6 +111,10 @@ fn run(words: Vec<OsString>) -> ExitCode {
         Ok(args) => args,
         Err(error) => return not_understood(&error, json),
     };
+    if let Err(sentence) = sluice_store::disk::check_settings() {
+        let hint = "unset SLUICE_FAULTS: it is for tests of Sluice itself (docs/reliability.md)";
+        return output::failed(&ApiError::new(Failure::Usage, sentence, hint), json);
+    }
     let context = match Context::new(&args.global) {
         Ok(context) => context,
         Err(error) => return output::failed(&error, json),

@@ -253,7 +253,7 @@ impl SiteNode {
         }
         let path = into.map_or_else(|| self.home.root().join(LAKES_FOLDER).join(name), PathBuf::from);
         let made = !path.exists();
-        std::fs::create_dir_all(&path).map_err(|e| {
+        sluice_store::disk::make_folders("lake", &path, 0o777).map_err(|e| {
             let hint = "choose a folder that the daemon's user may write";
             ApiError::new(Failure::Error, format!("`{}` cannot be made: {e}", path.display()), hint)
         })?;

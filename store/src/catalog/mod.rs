@@ -10,6 +10,7 @@
 //! Assumptions about the disk: a completed fsync is durable; writes within a sector do not tear
 //! silently (redb checks its pages); a rename is atomic.
 
+mod backend;
 pub(crate) mod lookup;
 mod records;
 pub mod site;
@@ -22,6 +23,8 @@ use std::sync::Arc;
 use redb::{Database, Durability, ReadOnlyTable, ReadableDatabase, TableDefinition};
 use sluice_protocol::codec::CodecError;
 use sluice_protocol::ids::BlobHash;
+
+use crate::disk::WholeFiles;
 
 pub use lookup::{Lookup, Raw, StoredTree};
 pub use records::{
@@ -37,6 +40,18 @@ const SCHEMA: u64 = 1;
 const CACHE_BYTES: usize = 64 * 1024 * 1024;
 /// Values above this lie in files of their own, in bytes.
 pub(crate) const INLINE_BYTES_MAX: usize = 64 * 1024;
+/// Folder of large metadata blobs in the home.
+pub(crate) const META_FOLDER: &str = "meta";
+/// Folder of large outboards in the home.
+pub(crate) const TREE_FOLDER: &str = "obao";
+/// Large metadata blobs.
+pub(crate) const META_FILES: WholeFiles = WholeFiles("meta");
+/// Large outboards.
+pub(crate) const TREES: WholeFiles = WholeFiles("tree");
+/// Permission bits of files beside the catalog, less the umask.
+pub(crate) const FILE_MODE: u32 = 0o600;
+/// Permission bits of their folders, less the umask.
+pub(crate) const FOLDER_MODE: u32 = 0o700;
 
 pub(crate) type Def = TableDefinition<'static, &'static [u8], &'static [u8]>;
 
@@ -138,9 +153,9 @@ impl Catalog {
     /// Opens or makes `catalog.redb` in `home`, with `meta/` and `obao/` beside it.
     pub fn open(home: &Path) -> Result<Self, CatalogError> {
         let path = home.join("catalog.redb");
-        for folder in ["meta", "obao"] {
+        for (files, folder) in [(META_FILES, META_FOLDER), (TREES, TREE_FOLDER)] {
             let at = home.join(folder);
-            std::fs::create_dir_all(&at).map_err(|source| CatalogError::Io { path: at, source })?;
+            files.folder(&at, FOLDER_MODE).map_err(|source| CatalogError::Io { path: at, source })?;
         }
         let db = open_db(&path)?;
         let catalog = Self(Arc::new(Inner { db, home: home.to_path_buf() }));
@@ -200,7 +215,7 @@ impl Catalog {
 
     /// Where the outboard of a large blob lies.
     pub fn outboard_path(&self, hash: &BlobHash) -> PathBuf {
-        beside(&self.0.home, "obao", &hash.to_string())
+        beside(&self.0.home, TREE_FOLDER, &hash.to_string())
     }
 
     /// The home that the catalog lies in.
@@ -213,7 +228,10 @@ fn open_db(path: &Path) -> Result<Database, CatalogError> {
     let at = || path.to_path_buf();
     let corrupt = |cause: String| CatalogError::Corrupt { path: at(), cause };
     // redb may panic on a file that is cut or overwritten; a damaged catalog is an error, not a crash.
-    let opened = std::panic::catch_unwind(|| Database::builder().set_cache_size(CACHE_BYTES).create(path));
+    let opened = std::panic::catch_unwind(|| {
+        let backend = backend::Backend::open(path)?;
+        Database::builder().set_cache_size(CACHE_BYTES).create_with_backend(backend)
+    });
     match opened {
         Err(_) => Err(corrupt("its pages contradict each other".into())),
         Ok(Ok(db)) => Ok(db),

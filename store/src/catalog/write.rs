@@ -1,7 +1,5 @@
 //! Changes to the catalog. A [`Batch`] is one transaction; it sees its own writes.
 
-use std::fs::{self, File};
-use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use redb::WriteTransaction;
@@ -10,9 +8,14 @@ use sluice_protocol::codec::{Enc, Wire};
 use sluice_protocol::ids::{BlobHash, SpaceId};
 use sluice_protocol::path::LakePath;
 
+use super::backend::CATALOG;
 use super::lookup::{CHUNK_PREFIX_BYTES, EachRow, IN_FILE, INLINE, Raw, is_sampled, key2, last_row, scan_table};
 use super::records::{BlobRecord, FileRecord, LiveRecord, Located, StagingRecord};
-use super::{CatalogError, DEFS, INLINE_BYTES_MAX, Lookup, Table, beside};
+use super::{
+    CatalogError, DEFS, FILE_MODE, FOLDER_MODE, INLINE_BYTES_MAX, Lookup, META_FILES, META_FOLDER, TREE_FOLDER, TREES,
+    Table, beside,
+};
+use crate::disk;
 use crate::lake::Place;
 
 /// One change in the making; dropped without [`super::Catalog::write`] finishing, nothing of it stays.
@@ -50,6 +53,7 @@ impl Batch {
     }
 
     pub(crate) fn commit(self) -> Result<(), CatalogError> {
+        disk::before_commit(CATALOG, &self.home).map_err(redb::StorageError::from)?;
         Ok(self.txn.commit()?)
     }
 
@@ -160,7 +164,7 @@ impl Batch {
         if bytes.len() <= INLINE_BYTES_MAX {
             self.put(Table::Meta, &key, &tagged(bytes))?;
         } else {
-            write_beside(&self.home, "meta", &hash, bytes)?;
+            write_beside(&self.home, META_FOLDER, &hash, bytes)?;
             self.put(Table::Meta, &key, &[IN_FILE])?;
         }
         Ok(hash)
@@ -177,7 +181,7 @@ impl Batch {
         if bytes.len() <= INLINE_BYTES_MAX {
             self.put(Table::Outboards, &hash.0, &tagged(bytes))
         } else {
-            write_beside(&self.home, "obao", hash, bytes)?;
+            write_beside(&self.home, TREE_FOLDER, hash, bytes)?;
             self.outboard_in_file(hash)
         }
     }
@@ -185,7 +189,7 @@ impl Batch {
     /// Says that the tree of a blob lies, durable, at [`super::Catalog::outboard_path`]; refused when it does not.
     pub fn outboard_in_file(&mut self, hash: &BlobHash) -> Result<(), CatalogError> {
         let path = beside(&self.home, "obao", &hash.to_string());
-        fs::metadata(&path).map_err(|source| CatalogError::Io { path, source })?;
+        std::fs::metadata(&path).map_err(|source| CatalogError::Io { path, source })?;
         self.put(Table::Outboards, &hash.0, &[IN_FILE])
     }
 
@@ -250,21 +254,17 @@ fn tagged(bytes: &[u8]) -> Vec<u8> {
 
 /// Writes a file beside the catalog so that it is whole and durable before anyone names it.
 fn write_beside(home: &Path, folder: &str, hash: &BlobHash, bytes: &[u8]) -> Result<(), CatalogError> {
-    let path = beside(home, folder, &hash.to_string());
+    let name = hash.to_string();
+    let path = beside(home, folder, &name);
     let failed = |source: std::io::Error| match source.kind() {
         std::io::ErrorKind::StorageFull => CatalogError::DiskFull,
         _ => CatalogError::Io { path: path.clone(), source },
     };
+    let files = if folder == META_FOLDER { META_FILES } else { TREES };
     let parent = path.parent().expect("a file beside the catalog has a folder");
     let write = || -> std::io::Result<()> {
-        fs::create_dir_all(parent)?;
-        let partial = path.with_extension("tmp");
-        let mut file = File::create(&partial)?;
-        file.write_all(bytes)?;
-        file.sync_all()?;
-        fs::rename(&partial, &path)?;
-        File::open(parent)?.sync_all()?;
-        File::open(parent.parent().expect("`meta` and `obao` lie in the home"))?.sync_all()
+        files.folder(parent, FOLDER_MODE)?;
+        files.put(&path, &format!("{name}.tmp"), FILE_MODE, bytes)
     };
     write().map_err(failed)
 }

@@ -19,7 +19,8 @@ use sluice_protocol::path::LakePath;
 use super::digest::{FileReader, Job, Scratch, WINDOW_BYTES, memory};
 use super::record::{OutboardAt, ReadFile};
 use super::{ChunkError, Run};
-use crate::catalog::{Catalog, INLINE_BYTES_MAX};
+use crate::catalog::{Catalog, FILE_MODE, FOLDER_MODE, INLINE_BYTES_MAX, TREES};
+use crate::disk::Partial;
 use crate::lake::{Lake, Place};
 use crate::outboard::outboard_bytes;
 use crate::scan::{is_racy, now_ns};
@@ -127,20 +128,20 @@ impl Run<'_> {
             return Ok(run(scratch));
         }
         let number = self.partial.fetch_add(1, Ordering::Relaxed);
-        let partial = partial_folder(self.catalog).join(format!("{}{number}", partial_prefix(self.space)));
-        let home = |source| ChunkError::Home { path: partial.clone(), source };
-        let mut sink = Sink { file: File::create(&partial).map_err(home)?, failed: None };
+        let (folder, name) = (partial_folder(self.catalog), format!("{}{number}", partial_prefix(self.space)));
+        let home = |source| ChunkError::Home { path: folder.join(&name), source };
+        let mut sink = Sink { file: TREES.begin(&folder, &name, FILE_MODE).map_err(home)?, failed: None };
         let found = job.run(scratch, &mut sink);
         if let Some(e) = sink.failed {
             return Err(home(e));
         }
         match found {
             Ok((hash, list)) => {
-                settle_outboard(&sink.file, &partial, &self.catalog.outboard_path(&hash)).map_err(home)?;
+                settle_outboard(sink.file, &self.catalog.outboard_path(&hash)).map_err(home)?;
                 Ok(Ok((hash, list, OutboardAt::InFile)))
             }
             Err(e) => {
-                std::fs::remove_file(&partial).map_err(home)?;
+                sink.file.abandon().map_err(home)?;
                 Ok(Err(e))
             }
         }
@@ -149,26 +150,23 @@ impl Run<'_> {
 
 /// Tells a failure to write the tree from a failure to read the file.
 struct Sink {
-    file: File,
+    file: Partial,
     failed: Option<io::Error>,
 }
 
 impl crate::outboard::PairSink for Sink {
     fn put(&mut self, bytes: &[u8], offset: u64) -> io::Result<()> {
-        self.file.put(bytes, offset).inspect_err(|e| {
+        self.file.write_at(bytes, offset).inspect_err(|e| {
             self.failed = Some(e.raw_os_error().map_or(e.kind().into(), io::Error::from_raw_os_error));
         })
     }
 }
 
 /// Makes a complete tree durable and gives it its name.
-fn settle_outboard(file: &File, partial: &Path, name: &Path) -> io::Result<()> {
-    let folder = name.parent().ok_or(io::ErrorKind::InvalidInput)?;
-    std::fs::create_dir_all(folder)?;
-    file.sync_all()?;
-    std::fs::rename(partial, name)?;
-    File::open(folder)?.sync_all()?;
-    File::open(folder.parent().ok_or(io::ErrorKind::InvalidInput)?)?.sync_all()
+fn settle_outboard(file: Partial, path: &Path) -> io::Result<()> {
+    let folder = path.parent().ok_or(io::ErrorKind::InvalidInput)?;
+    TREES.folder(folder, FOLDER_MODE)?;
+    file.finish(folder, path.file_name().and_then(|n| n.to_str()).ok_or(io::ErrorKind::InvalidInput)?)
 }
 
 fn partial_folder(catalog: &Catalog) -> PathBuf {
@@ -186,7 +184,7 @@ pub(super) fn clear_partial(catalog: &Catalog, space: &SpaceId) -> Result<(), Ch
         for entry in std::fs::read_dir(&folder)? {
             let entry = entry?;
             if entry.file_name().to_string_lossy().starts_with(&partial_prefix(space)) {
-                std::fs::remove_file(entry.path())?;
+                TREES.remove(&entry.path())?;
             }
         }
         Ok(())

@@ -15,7 +15,10 @@ use sluice_protocol::ids::{BlobHash, SpaceId};
 use super::{Collected, GcError, Retention};
 use crate::catalog::lookup::IN_FILE;
 use crate::catalog::{Batch, Catalog, CatalogError, Lookup, Raw, Reader, SiteLookup, Table};
+use crate::disk::WholeFiles;
 
+/// What is removed here.
+const GARBAGE: WholeFiles = WholeFiles("gc");
 /// Files that are looked at in one transaction.
 const BATCH_FILES: usize = 256;
 
@@ -164,7 +167,7 @@ impl Files<'_> {
         if self.dry_run {
             return Ok(());
         }
-        fs::remove_file(path).map_err(|source| GcError::Io { path: path.to_path_buf(), source })
+        GARBAGE.remove(path).map_err(|source| GcError::Io { path: path.to_path_buf(), source })
     }
 }
 

@@ -137,14 +137,14 @@ fn staging_io(lake: &Lake) -> impl Fn(io::Error) -> GcError {
 
 fn has_staging(lake: &Lake) -> Result<bool, GcError> {
     let Some(own) = lake.own_if_present() else { return Ok(false) };
-    let own = Folder::of(own).map_err(staging_io(lake))?;
+    let own = Folder::of(own, "gc").map_err(staging_io(lake))?;
     Ok(own.look(STAGING_FOLDER).map_err(staging_io(lake))?.is_some())
 }
 
 fn staged_bytes(lake: &Lake) -> Result<u64, GcError> {
     let Some(own) = lake.own_if_present() else { return Ok(0) };
     let sum = || -> io::Result<u64> {
-        let folder = Folder::of(own)?.open(STAGING_FOLDER)?;
+        let folder = Folder::of(own, "gc")?.open(STAGING_FOLDER)?;
         let mut bytes = 0;
         for name in folder.names()?.0 {
             bytes += folder.look(&name)?.map_or(0, |seen| seen.print.size);

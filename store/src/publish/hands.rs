@@ -1,8 +1,9 @@
 //! Everything publishing does to the disk and the catalog, one call for one effect.
 //!
-//! Invariant: publishing changes nothing except through [`Hands`], and every call asks the hook
-//! first. So a test can stop before any single effect, as a kill would, and see what a second run
-//! makes of it.
+//! Invariant: publishing changes nothing except through [`Hands`], whose folders name their changes:
+//! `live` for `.sluice` and the switch, `shown` for the lake's top, `sections`, `generations` and
+//! `staging` for the folders of these names. So a test can stop before any single effect, as a kill
+//! would, and see what a second run makes of it.
 
 use std::fs::File;
 use std::io;
@@ -12,7 +13,8 @@ use sluice_protocol::path::LakePath;
 
 use super::PublishError;
 use crate::catalog::{Batch, Catalog, CatalogError};
-use crate::durable::{Folder, Lock, Unsynced, set_mode, set_mtime};
+use crate::disk::{self, Room};
+use crate::durable::{Folder, Lock, Unsynced};
 use crate::lake::Lake;
 use crate::staging::STAGING_FOLDER;
 
@@ -25,32 +27,7 @@ pub const LIVE_LINK: &str = "live";
 /// Readers pass through `.sluice` by name; they need not list it.
 const PASS_THROUGH_MODE: u32 = 0o711;
 
-/// One effect about to happen.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Step<'a> {
-    /// What: a stable word, such as `rename` or `commit`.
-    pub name: &'static str,
-    /// On what: a path below the lake, or the name of a commit.
-    pub path: &'a str,
-}
-
-/// Told of every effect before it happens.
-pub trait Hook: Send + Sync {
-    /// An error stops publishing right here, as a kill would.
-    fn before(&self, step: Step<'_>) -> Result<(), String>;
-}
-
-/// Lets everything happen.
-#[derive(Debug, Clone, Copy, Default)]
-pub struct NoHook;
-
-impl Hook for NoHook {
-    fn before(&self, _: Step<'_>) -> Result<(), String> {
-        Ok(())
-    }
-}
-
-/// The open folders of a replica, and the hook.
+/// The open folders of a replica.
 pub(super) struct Hands<'a> {
     pub lake: &'a Lake,
     pub catalog: &'a Catalog,
@@ -62,25 +39,19 @@ pub(super) struct Hands<'a> {
     pub staging: Folder,
     pub sections: Folder,
     pub generations: Folder,
-    hook: &'a dyn Hook,
 }
 
 type Done = Result<(), PublishError>;
 
 impl<'a> Hands<'a> {
     /// Opens Sluice's folders in the lake, made on first use.
-    pub fn open(
-        lake: &'a Lake,
-        catalog: &'a Catalog,
-        space: SpaceId,
-        hook: &'a dyn Hook,
-    ) -> Result<Self, PublishError> {
+    pub fn open(lake: &'a Lake, catalog: &'a Catalog, space: SpaceId) -> Result<Self, PublishError> {
         let failed = |path: &str| {
             let path = lake.root().join(path);
             move |source| PublishError::Io { path, source }
         };
-        let top = Folder::of(lake.dir()).map_err(failed(""))?;
-        let own = Folder::of(lake.own()?).map_err(failed(".sluice"))?;
+        let top = Folder::of(lake.dir(), "shown").map_err(failed(""))?;
+        let own = Folder::of(lake.own()?, LIVE_LINK).map_err(failed(".sluice"))?;
         // Held as long as the folder is open: two homes on one lake do not publish at once.
         if own.lock().map_err(failed(".sluice"))? == Lock::Taken {
             return Err(PublishError::Busy { folder: lake.root().to_path_buf() });
@@ -89,7 +60,7 @@ impl<'a> Hands<'a> {
         if mode | PASS_THROUGH_MODE != mode {
             own.set_mode(mode | PASS_THROUGH_MODE).map_err(failed(".sluice"))?;
         }
-        let make = |name: &str, private: bool| -> io::Result<Folder> {
+        let make = |name: &'static str, private: bool| -> io::Result<Folder> {
             let (folder, made) = own.make(name)?;
             if made && private {
                 folder.set_mode(0o700)?;
@@ -97,18 +68,12 @@ impl<'a> Hands<'a> {
             if made {
                 own.sync()?;
             }
-            Ok(folder)
+            Ok(folder.for_room(name))
         };
         let staging = make(STAGING_FOLDER, true).map_err(failed(".sluice/staging"))?;
         let sections = make(SECTIONS_FOLDER, false).map_err(failed(".sluice/sections"))?;
         let generations = make(GENERATIONS_FOLDER, false).map_err(failed(".sluice/generations"))?;
-        Ok(Self { lake, catalog, space, top, own, staging, sections, generations, hook })
-    }
-
-    fn step(&self, name: &'static str, path: &str) -> Done {
-        self.hook
-            .before(Step { name, path })
-            .map_err(|reason| PublishError::Halted { step: format!("{name} {path}"), reason })
+        Ok(Self { lake, catalog, space, top, own, staging, sections, generations })
     }
 
     /// Names a failed effect.
@@ -125,52 +90,40 @@ impl<'a> Hands<'a> {
             Err(e) if e.kind() == io::ErrorKind::NotFound => {}
             other => return other.map_err(|e| self.failed(path, e)),
         }
-        self.step("folder", path)?;
         parent.make(name).map(|(folder, _)| folder).map_err(|e| self.failed(path, e))
     }
 
     /// Sets mode and modification time of a file that no reader sees yet.
     pub fn dress(&self, file: &File, mode: u32, mtime_ns: Option<i64>, path: &str) -> Done {
-        self.step("dress", path)?;
         let dress = || {
-            set_mode(file, mode)?;
-            mtime_ns.map_or(Ok(()), |ns| set_mtime(file, ns))
+            disk::set_mode(SECTIONS_FOLDER, file, mode)?;
+            mtime_ns.map_or(Ok(()), |ns| disk::set_mtime(SECTIONS_FOLDER, file, ns))
         };
         dress().map_err(|e| self.failed(path, e))
     }
 
     /// Renames onto a free name.
     pub fn rename(&self, from: (&Folder, &str), to: (&Folder, &str), path: &str) -> Done {
-        self.step("rename", path)?;
         from.0.move_to(from.1, to.0, to.1).map_err(|e| self.failed(path, e))
     }
 
     /// Renames over what is there.
     pub fn replace(&self, from: (&Folder, &str), to: (&Folder, &str), path: &str) -> Done {
-        self.step("replace", path)?;
         from.0.replace(from.1, to.0, to.1).map_err(|e| self.failed(path, e))
     }
 
     /// Gives a file a second name. The error is the system's, since some have an answer.
-    pub fn hard_link(
-        &self,
-        from: (&Folder, &str),
-        to: (&Folder, &str),
-        path: &str,
-    ) -> Result<io::Result<()>, PublishError> {
-        self.step("link", path)?;
-        Ok(from.0.hard_link(from.1, to.0, to.1))
+    pub fn hard_link(&self, from: (&Folder, &str), to: (&Folder, &str)) -> io::Result<()> {
+        from.0.hard_link(from.1, to.0, to.1)
     }
 
     /// Makes a symbolic link on a free name.
     pub fn symlink(&self, target: &str, at: (&Folder, &str), path: &str) -> Done {
-        self.step("symlink", path)?;
         at.0.symlink(target, at.1).map_err(|e| self.failed(path, e))
     }
 
     /// Begins a copy: an empty file in staging.
     pub fn copy_target(&self, name: &str) -> Result<File, PublishError> {
-        self.step("copy", name)?;
         let make = || {
             self.staging.remove(name)?;
             self.staging.file_rw(name, true)
@@ -180,13 +133,11 @@ impl<'a> Hands<'a> {
 
     /// Removes a file or link.
     pub fn remove(&self, folder: &Folder, name: &str, path: &str) -> Done {
-        self.step("remove", path)?;
         folder.remove(name).map_err(|e| self.failed(path, e))
     }
 
     /// Removes an empty folder.
     pub fn remove_folder(&self, folder: &Folder, name: &str, path: &str) -> Done {
-        self.step("remove", path)?;
         folder.remove_folder(name).map_err(|e| self.failed(path, e))
     }
 
@@ -195,23 +146,21 @@ impl<'a> Hands<'a> {
         if unsynced.is_empty() {
             return Ok(());
         }
-        self.step("sync", what)?;
         unsynced.flush(top).map_err(|e| self.failed(what, e))
     }
 
     /// Makes a folder's names durable.
     pub fn sync(&self, folder: &Folder, path: &str) -> Done {
-        self.step("sync", path)?;
         folder.sync().map_err(|e| self.failed(path, e))
     }
 
-    /// One change of the catalog.
+    /// One change of the catalog; `what` names its point, as in `intent.commit`.
     pub fn commit<T>(
         &self,
-        what: &'static str,
+        what: Room,
         change: impl FnOnce(&mut Batch) -> Result<T, CatalogError>,
     ) -> Result<T, PublishError> {
-        self.step("commit", what)?;
+        disk::before_commit(what, self.catalog.home()).map_err(|e| self.failed(what, e))?;
         Ok(self.catalog.write(change)?)
     }
 
@@ -219,7 +168,7 @@ impl<'a> Hands<'a> {
     ///
     /// `shown` is how errors call `top`.
     pub fn folder_path(&self, top: &Folder, path: Option<&LakePath>, shown: &str) -> Result<Folder, PublishError> {
-        let mut here = Folder::of(top).map_err(|e| self.failed(shown, e))?;
+        let mut here = Folder::of(top, top.room()).map_err(|e| self.failed(shown, e))?;
         let mut at = shown.to_string();
         for name in path.iter().flat_map(|p| p.names()) {
             at = format!("{at}/{name}");

@@ -41,7 +41,7 @@ use plan::{Plan, SectionPlan};
 
 pub use cleanup::Cleaned;
 pub(crate) use commit::live_annex;
-pub use hands::{GENERATIONS_FOLDER, Hook, LIVE_LINK, NoHook, SECTIONS_FOLDER, Step};
+pub use hands::{GENERATIONS_FOLDER, LIVE_LINK, SECTIONS_FOLDER};
 pub(crate) use old::{lake_path, section_place, walk};
 pub(crate) use place::published_mode;
 pub use plan::How;
@@ -57,20 +57,18 @@ const GENERATION_SERIES: &str = "generations";
 pub const KEEP_GENERATIONS: usize = 3;
 
 /// How to publish.
-#[derive(Clone, Copy)]
-pub struct PublishOptions<'a> {
+#[derive(Debug, Clone, Copy)]
+pub struct PublishOptions {
     /// Generations kept, the new one included; at least one.
     pub keep_generations: usize,
     /// A generation stays at least this long after the next one took its place, however many there are
     /// meanwhile: a program may still be reading in it.
     pub readers_grace: Duration,
-    /// Told of every effect before it happens.
-    pub hook: &'a dyn Hook,
 }
 
-impl Default for PublishOptions<'_> {
+impl Default for PublishOptions {
     fn default() -> Self {
-        Self { keep_generations: KEEP_GENERATIONS, readers_grace: Duration::ZERO, hook: &NoHook }
+        Self { keep_generations: KEEP_GENERATIONS, readers_grace: Duration::ZERO }
     }
 }
 
@@ -132,8 +130,6 @@ pub enum PublishError {
     Link(#[from] LinkError),
     #[error("`{path}`: {source}")]
     Io { path: PathBuf, source: io::Error },
-    #[error("stopped before {step}: {reason}")]
-    Halted { step: String, reason: String },
     #[error("stopped on request")]
     Cancelled,
     #[error(transparent)]
@@ -147,10 +143,10 @@ pub fn publish(
     lake: &Lake,
     catalog: &Catalog,
     verified: &Verified,
-    options: PublishOptions<'_>,
+    options: PublishOptions,
     watch: &dyn Watch,
 ) -> Result<Published, PublishError> {
-    let hands = Hands::open(lake, catalog, verified.space(), options.hook)?;
+    let hands = Hands::open(lake, catalog, verified.space())?;
     let recovered = recover::recover(&hands)?;
     let reader = catalog.read()?;
     let live = reader.live(&hands.space)?;
@@ -164,7 +160,7 @@ pub fn publish(
     let (generation, sections) = match standing {
         Some(live) => {
             if left.is_some() {
-                hands.commit("forget intent", |b| intent::clear(b, &hands.space))?;
+                hands.commit("forget-intent", |b| intent::clear(b, &hands.space))?;
             }
             (live.generation, plan.sections.iter().map(|s| published(s, 0)).collect())
         }
@@ -264,7 +260,7 @@ pub fn recover(lake: &Lake, catalog: &Catalog, space: &SpaceId) -> Result<Recove
         return Ok(Recovered::default());
     }
     drop(reader);
-    recover::recover(&Hands::open(lake, catalog, *space, &NoHook)?)
+    recover::recover(&Hands::open(lake, catalog, *space)?)
 }
 
 /// The real folder of the live generation, or of one section in it, for readers that need one

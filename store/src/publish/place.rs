@@ -18,10 +18,11 @@ use sluice_protocol::path::LakePath;
 
 use super::PublishError;
 use super::commit::{LiveFolders, record_places};
-use super::hands::Hands;
+use super::hands::{Hands, SECTIONS_FOLDER};
 use super::old::section_place;
 use crate::blobs::{Fit, compare, prove_place};
 use crate::catalog::{Located, Lookup, Reader};
+use crate::disk;
 use crate::durable::{Folder, Unsynced};
 use crate::lake::{Fingerprint, Lake, Place};
 use crate::staging::{is_staged, part_name};
@@ -255,7 +256,7 @@ impl<'h, 'a> Placer<'h, 'a> {
         let hands = self.hands;
         for at in newest {
             let Place::Own(path) = &at.place else { continue };
-            if path.names().next() != Some(super::SECTIONS_FOLDER) {
+            if path.names().next() != Some(SECTIONS_FOLDER) {
                 continue;
             }
             let Some((file, before)) = self.open_proven(at, hash, entry.size) else { continue };
@@ -266,7 +267,7 @@ impl<'h, 'a> Placer<'h, 'a> {
             }
             let failed = |e| hands.failed(&spot.shown, e);
             let from = hands.own.descend(path.parent().as_ref()).map_err(failed)?;
-            match hands.hard_link((&from, path.file_name()), (spot.folder, spot.name), &spot.shown)? {
+            match hands.hard_link((&from, path.file_name()), (spot.folder, spot.name)) {
                 Ok(()) => {}
                 Err(e) if e.kind() == io::ErrorKind::AlreadyExists => return Err(failed(e)),
                 // Too many links, or none at all here: copy.
@@ -315,7 +316,7 @@ impl<'h, 'a> Placer<'h, 'a> {
 
 /// Copies a blob; `false` when the bytes were not the blob.
 fn copy_bytes(from: &File, to: &File, size: u64, hash: &BlobHash) -> io::Result<bool> {
-    if rustix::fs::ioctl_ficlone(to, from).is_ok() {
+    if disk::clone_blocks(SECTIONS_FOLDER, to, from).is_ok() {
         return Ok(crate::blobs::hash_file(to, size)? == *hash);
     }
     let mut hasher = blake3::Hasher::new();
@@ -328,7 +329,7 @@ fn copy_bytes(from: &File, to: &File, size: u64, hash: &BlobHash) -> io::Result<
             other => other?,
         }
         hasher.update_rayon(&buffer[..n]);
-        to.write_all_at(&buffer[..n], at)?;
+        disk::write_all_at(SECTIONS_FOLDER, to, &buffer[..n], at)?;
         at += n as u64;
     }
     Ok(hasher.finalize().as_bytes() == &hash.0)

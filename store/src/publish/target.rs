@@ -51,14 +51,14 @@ pub fn check_target(lake: &Lake, catalog: &Catalog, space: &SpaceId) -> Result<T
     let folder = || lake.root().to_path_buf();
     let failed = |source| TargetError::Io { folder: folder(), source };
     let ours = catalog.read()?.live(space)?.is_some();
-    let top = Folder::of(lake.dir()).map_err(failed)?;
+    let top = Folder::of(lake.dir(), "probe").map_err(failed)?;
     let (names, strange) = top.names().map_err(failed)?;
     let first = names.iter().find(|n| *n != OWN_FOLDER && !HARMLESS.contains(&n.as_str()));
     if !ours && (first.is_some() || strange > 0) {
         let first = first.cloned().unwrap_or_else(|| "a name that is not UTF-8".to_string());
         return Err(TargetError::NotEmpty { folder: folder(), first });
     }
-    let own = Folder::of(lake.own()?).map_err(failed)?;
+    let own = Folder::of(lake.own()?, "probe").map_err(failed)?;
     if !ours && own.look(LIVE_LINK).map_err(failed)?.is_some() {
         return Err(TargetError::Taken { folder: folder() });
     }

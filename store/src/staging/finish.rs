@@ -4,17 +4,16 @@
 //! complete. Bytes that came as verified leaves are proven by a whole received tree; as soon as a
 //! local copy took part, everything is hashed again.
 
-use std::fs::{self, File};
-use std::io::{self, Write};
+use std::io;
 use std::path::Path;
 
 use sluice_protocol::ids::BlobHash;
 use sluice_protocol::limits::GROUP_BYTES;
 
-use super::{Staged, Staging, StagingError, lock, part_name, part_place, tree_name};
-use crate::catalog::Located;
+use super::{STAGING_FOLDER, Staged, Staging, StagingError, lock, part_name, part_place, tree_name};
+use crate::catalog::{FILE_MODE, FOLDER_MODE, Located, TREES};
 use crate::chunk::digest_file;
-use crate::durable::set_mode;
+use crate::disk::{self, Partial};
 use crate::lake::{Fingerprint, Lake};
 
 /// Trees up to this length are handed to the catalog whole, in bytes; longer ones are streamed.
@@ -66,8 +65,8 @@ impl Staged {
             }
             self.keep_tree(found.outboard)?
         };
-        set_mode(&inner.part, DONE_MODE).map_err(failed)?;
-        inner.part.sync_all().map_err(|e| self.full_or(e))?;
+        disk::set_mode(STAGING_FOLDER, &inner.part, DONE_MODE).map_err(failed)?;
+        disk::sync_all(STAGING_FOLDER, &inner.part).map_err(|e| self.full_or(e))?;
         let print = Lake::print_of(&inner.part).map_err(failed)?;
         Ok(Proven { hash: inner.hash, size: inner.size, print, tree })
     }
@@ -95,7 +94,7 @@ impl Staged {
         } else if outboard.len() as u64 <= TREE_IN_MEMORY_BYTES_MAX {
             Ok(Tree::Bytes(outboard))
         } else {
-            self.write_tree(&mut |file| file.write_all(&outboard))?;
+            self.write_tree(&mut |file| file.append(&outboard))?;
             Ok(Tree::InFile)
         }
     }
@@ -115,7 +114,7 @@ impl Staged {
             while at < len {
                 let n = (len - at).min(COPY_BYTES as u64) as usize;
                 sidecar.read_tree(at, &mut buffer[..n])?;
-                file.write_all(&buffer[..n])?;
+                file.append(&buffer[..n])?;
                 at += n as u64;
             }
             Ok(())
@@ -124,17 +123,14 @@ impl Staged {
     }
 
     /// Writes a long tree to its place in the home, whole and durable before anyone names it.
-    fn write_tree(&self, fill: &mut dyn FnMut(&mut File) -> io::Result<()>) -> Result<(), StagingError> {
+    fn write_tree(&self, fill: &mut dyn FnMut(&mut Partial) -> io::Result<()>) -> Result<(), StagingError> {
         let path = self.0.shared.catalog.outboard_path(&self.0.hash);
         let mut write = |folder: &Path| -> io::Result<()> {
-            fs::create_dir_all(folder)?;
-            let partial = path.with_extension("part");
-            let mut file = File::create(&partial)?;
+            TREES.folder(folder, FOLDER_MODE)?;
+            let name = self.0.hash.to_string();
+            let mut file = TREES.begin(folder, &format!("{name}.part"), FILE_MODE)?;
             fill(&mut file)?;
-            file.sync_all()?;
-            fs::rename(&partial, &path)?;
-            File::open(folder)?.sync_all()?;
-            folder.parent().map_or(Ok(()), |above| File::open(above)?.sync_all())
+            file.finish(folder, &name)
         };
         let folder = path.parent().unwrap_or(Path::new("."));
         write(folder).map_err(|source| StagingError::Io { path: path.clone(), source })

@@ -28,6 +28,7 @@ use sluice_protocol::path::LakePath;
 
 use crate::blobs::{Fit, fit_of};
 use crate::catalog::{Catalog, CatalogError, Lookup, StagingRecord};
+use crate::disk;
 use crate::durable::{Folder, is_full};
 use crate::lake::{Lake, LakeError, Place};
 use groups::Groups;
@@ -137,7 +138,7 @@ impl Staging {
     /// As [`Staging::open`], on a boot with the given id.
     pub fn open_on_boot(lake: &Lake, space: SpaceId, catalog: &Catalog, boot: &str) -> Result<Self, StagingError> {
         let failed = |source| StagingError::Io { path: lake.root().join(".sluice/staging"), source };
-        let own = Folder::of(lake.own()?).map_err(failed)?;
+        let own = Folder::of(lake.own()?, STAGING_FOLDER).map_err(failed)?;
         let (folder, made) = own.make(STAGING_FOLDER).map_err(failed)?;
         if made {
             // Parts of files are nobody's business.
@@ -309,11 +310,7 @@ fn reserve(file: &File, size: u64) -> io::Result<()> {
     if size > space.f_bavail.saturating_mul(space.f_frsize) {
         return Err(io::ErrorKind::StorageFull.into());
     }
-    match rustix::fs::fallocate(file, rustix::fs::FallocateFlags::empty(), 0, size) {
-        Ok(()) => Ok(()),
-        Err(rustix::io::Errno::OPNOTSUPP | rustix::io::Errno::NOSYS) => file.set_len(size),
-        Err(e) => Err(e.into()),
-    }
+    disk::reserve(STAGING_FOLDER, file, size)
 }
 
 impl Staged {
@@ -412,7 +409,7 @@ impl Staged {
             (groups.bitmap().to_vec(), groups.copied_bitmap().to_vec(), state.named)
         };
         inner.sidecar.write_copied(&copied).map_err(|e| self.full_or(e))?;
-        inner.part.sync_data().map_err(|e| self.full_or(e))?;
+        disk::sync_data(STAGING_FOLDER, &inner.part).map_err(|e| self.full_or(e))?;
         inner.sidecar.sync().map_err(|e| self.full_or(e))?;
         if !named {
             inner.shared.folder.sync().map_err(|e| self.full_or(e))?;
@@ -439,7 +436,7 @@ impl Staged {
         if lock(&self.0.state).finished {
             return Ok(());
         }
-        self.0.part.write_all_at(bytes, offset).map_err(|e| self.full_or(e))
+        disk::write_all_at(STAGING_FOLDER, &self.0.part, bytes, offset).map_err(|e| self.full_or(e))
     }
 
     fn wrote(&self, range: Range<u64>) {

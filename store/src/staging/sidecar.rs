@@ -18,8 +18,11 @@ use sluice_protocol::ids::BlobHash;
 use super::groups::bitmap_len;
 use super::tree_name;
 use crate::blobs::GROUPS;
+use crate::disk;
 use crate::durable::Folder;
 
+/// The room of its changes.
+const ROOM: disk::Room = "staging-tree";
 const MAGIC: &[u8; 8] = b"sluicest";
 const VERSION: u32 = 1;
 const TRAILER_BYTES: u64 = 64;
@@ -41,7 +44,10 @@ impl Sidecar {
     /// Opens or makes the sidecar; `fresh` empties it.
     pub fn open(folder: &Folder, hash: &BlobHash, size: u64, fresh: bool) -> io::Result<Self> {
         let name = tree_name(hash);
-        let open = || folder.file_rw(&name, true);
+        let open = || match folder.file_rw(&name, false) {
+            Err(e) if e.kind() == io::ErrorKind::NotFound => disk::create(ROOM, folder, &name, 0o600),
+            other => other,
+        };
         let file = match open() {
             Ok(file) => file,
             // Something else took the name.
@@ -54,8 +60,8 @@ impl Sidecar {
         let sidecar = Self { file, tree: BaoTree::new(size, GROUPS) };
         let len = sidecar.trailer_at() + TRAILER_BYTES + bitmap_len(size) as u64;
         if fresh || sidecar.file.metadata()?.len() != len {
-            sidecar.file.set_len(0)?;
-            sidecar.file.set_len(len)?;
+            disk::set_len(ROOM, &sidecar.file, 0)?;
+            disk::set_len(ROOM, &sidecar.file, len)?;
         }
         Ok(sidecar)
     }
@@ -68,7 +74,7 @@ impl Sidecar {
     pub fn put(&self, index: u64, pair: &[u8; 64]) -> io::Result<bool> {
         let at = index.checked_mul(64).filter(|at| *at < self.tree.outboard_size());
         match at {
-            Some(at) => self.file.write_all_at(pair, at).map(|()| true),
+            Some(at) => disk::write_all_at(ROOM, &self.file, pair, at).map(|()| true),
             None => Ok(false),
         }
     }
@@ -79,11 +85,11 @@ impl Sidecar {
         trailer[8..12].copy_from_slice(&VERSION.to_le_bytes());
         let boot = &boot.as_bytes()[..boot.len().min(BOOT_BYTES_MAX)];
         trailer[BOOT_AT..BOOT_AT + boot.len()].copy_from_slice(boot);
-        self.file.write_all_at(&trailer, self.trailer_at())
+        disk::write_all_at(ROOM, &self.file, &trailer, self.trailer_at())
     }
 
     pub fn write_copied(&self, bits: &[u8]) -> io::Result<()> {
-        self.file.write_all_at(bits, self.trailer_at() + TRAILER_BYTES)
+        disk::write_all_at(ROOM, &self.file, bits, self.trailer_at() + TRAILER_BYTES)
     }
 
     /// What the trailer says; a damaged one says that everything may have been copied.
@@ -102,7 +108,7 @@ impl Sidecar {
     }
 
     pub fn sync(&self) -> io::Result<()> {
-        self.file.sync_data()
+        disk::sync_data(ROOM, &self.file)
     }
 
     /// The tree as far as it arrived.

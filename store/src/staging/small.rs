@@ -5,14 +5,14 @@
 
 use std::fs::File;
 use std::io;
-use std::os::unix::fs::FileExt;
 
 use bytes::Bytes;
 use rayon::prelude::*;
 use sluice_protocol::ids::BlobHash;
 
 use super::finish::{Proven, Tree};
-use super::{Staging, StagingError, part_name};
+use super::{STAGING_FOLDER, Staging, StagingError, part_name};
+use crate::disk;
 use crate::outboard;
 
 impl Staging {
@@ -26,7 +26,7 @@ impl Staging {
         }
         let Some((hash, file)) = last else { return Ok(()) };
         // Files are not kept open: a batch may have more of them than a process may open.
-        let synced = if blobs.len() == 1 { file.sync_all() } else { shared.folder.sync_all() };
+        let synced = if blobs.len() == 1 { disk::sync_all(STAGING_FOLDER, &file) } else { shared.folder.sync_system() };
         synced.map_err(|e| shared.full_or(hash, file.metadata().map_or(0, |m| m.len()), e))?;
         let mut proven = Vec::with_capacity(blobs.len());
         for ((hash, bytes), tree) in blobs.iter().zip(trees) {
@@ -46,7 +46,7 @@ impl Staging {
         // Never into a file that is there: it may have a second, published name.
         shared.folder.remove(&name).map_err(failed)?;
         let file = shared.folder.file_rw(&name, true).map_err(failed)?;
-        file.write_all_at(bytes, 0).map_err(failed)?;
+        disk::write_all_at(STAGING_FOLDER, &file, bytes, 0).map_err(failed)?;
         Ok(file)
     }
 }

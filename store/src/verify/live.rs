@@ -113,7 +113,7 @@ pub fn verify_live(
         return Ok(report);
     };
     let folder = |dir: &cap_std::fs::Dir| {
-        Folder::of(dir).map_err(|source| LakeError::Io { path: lake.root().to_path_buf(), source })
+        Folder::of(dir, "verify").map_err(|source| LakeError::Io { path: lake.root().to_path_buf(), source })
     };
     let live = Live {
         lake,
@@ -150,7 +150,7 @@ impl Live<'_> {
         if self.own.read_link(LIVE_LINK).ok().as_deref() != Some(&wanted) {
             report.add("", ".sluice/live", format!("does not point at generation {}", record.generation));
         }
-        let Ok(top) = Folder::of(self.lake.dir()) else { return };
+        let Ok(top) = Folder::of(self.lake.dir(), "verify") else { return };
         let firsts = record.sections.iter().filter_map(|s| s.path.as_ref()?.names().next().map(str::to_string));
         let firsts: std::collections::BTreeSet<String> = firsts.collect();
         for first in firsts {

@@ -18,12 +18,13 @@ use sluice_protocol::path::LakePath;
 use sluice_protocol::signed::Signed;
 use sluice_protocol::tree::TreeBuilder;
 use sluice_store::catalog::{Catalog, Lookup};
+use sluice_store::disk::faults::Injected;
 use sluice_store::lake::Lake;
-use sluice_store::publish::{Hook, NoHook, PublishError, PublishOptions, Published, publish};
+use sluice_store::publish::{PublishError, PublishOptions, Published, publish};
 use sluice_store::staging::Staging;
 use sluice_store::table::TableReader;
 use sluice_store::verify::{Received, Report, Verified, VerifyError, verify, verify_live};
-use sluice_store::watch::Silent;
+use sluice_store::watch::{Silent, Watch};
 
 pub fn path(text: &str) -> LakePath {
     LakePath::parse(text).unwrap()
@@ -138,6 +139,15 @@ impl World {
         Self { dir, lake, catalog, space, key, seq }
     }
 
+    /// As [`World::restarted`], after the program was halted: nothing more of it reaches the disk.
+    pub fn stopped(self, halted: Injected) -> Self {
+        let Self { dir, lake, catalog, space, key, seq } = self;
+        drop((lake, catalog, halted));
+        let lake = Lake::open(&dir.path().join("lake")).unwrap();
+        let catalog = Catalog::open(&dir.path().join("home")).unwrap();
+        Self { dir, lake, catalog, space, key, seq }
+    }
+
     pub fn at(&self, below: &str) -> PathBuf {
         self.dir.path().join("lake").join(below)
     }
@@ -239,12 +249,11 @@ impl World {
     }
 
     pub fn publish(&self, verified: &Verified) -> Result<Published, PublishError> {
-        self.publish_with(verified, &NoHook)
+        self.publish_with(verified, &Silent)
     }
 
-    pub fn publish_with(&self, verified: &Verified, hook: &dyn Hook) -> Result<Published, PublishError> {
-        let options = PublishOptions { hook, ..Default::default() };
-        publish(&self.lake, &self.catalog, verified, options, &Silent)
+    pub fn publish_with(&self, verified: &Verified, watch: &dyn Watch) -> Result<Published, PublishError> {
+        publish(&self.lake, &self.catalog, verified, PublishOptions::default(), watch)
     }
 
     /// A version arrives, is verified and published.
