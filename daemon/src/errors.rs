@@ -299,13 +299,18 @@ impl Explain for SyncError {
             SyncError::Staging(e) => e.failure(),
             SyncError::News(e) => e.failure(),
             SyncError::Catalog(e) => e.failure(),
-            SyncError::Unreachable(_) | SyncError::Refused { .. } | SyncError::Confused { .. } => Failure::Error,
+            SyncError::Unreachable(_)
+            | SyncError::Late { .. }
+            | SyncError::Refused { .. }
+            | SyncError::Confused { .. } => Failure::Error,
             SyncError::Lane(_) | SyncError::Lake(_) => Failure::Error,
         }
     }
     fn hint(&self) -> Option<String> {
         match self {
-            SyncError::Unreachable(_) => hint("check that the other site runs and that its UDP port is open from here"),
+            SyncError::Unreachable(_) | SyncError::Late { .. } => {
+                hint("check that the other site runs and that its UDP port is open from here")
+            }
             SyncError::Refused { code, .. } => refusal_hint(*code),
             SyncError::Corrupt { .. } => {
                 hint("nothing wrong was kept; check the other site's disk with `sluice verify --deep` there")

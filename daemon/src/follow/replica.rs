@@ -12,7 +12,7 @@ use sluice_store::catalog::{Lookup, SiteLookup, SpaceRecord};
 use sluice_store::watch::Silent;
 
 use super::pace::Failing;
-use super::{Follow, Round};
+use super::{Bell, Follow, Round};
 use crate::clock::now_ms;
 use crate::errors::{Explain, OrExplain};
 use crate::node::SiteNode;
@@ -25,7 +25,7 @@ pub(super) async fn follow(follow: Follow, node: Weak<SiteNode>, space: SpaceId)
     let mut hint = None;
     loop {
         let Some(strong) = node.upgrade() else { return };
-        let (name, outcome) = round(&follow, &strong, &space, hint.take()).await;
+        let (name, outcome) = round(&follow, &strong, &space, hint.take(), &bell).await;
         drop(strong);
         if follow.is_stopping() {
             return;
@@ -45,7 +45,13 @@ pub(super) async fn follow(follow: Follow, node: Weak<SiteNode>, space: SpaceId)
     }
 }
 
-async fn round(follow: &Follow, node: &SiteNode, space: &SpaceId, hint: Option<SiteId>) -> (String, Round) {
+async fn round(
+    follow: &Follow,
+    node: &SiteNode,
+    space: &SpaceId,
+    hint: Option<SiteId>,
+    bell: &Bell,
+) -> (String, Round) {
     let record = follow.site().catalog.read().and_then(|r| r.space(space));
     let mut record = match record.or_explain() {
         Ok(Some(record)) => record,
@@ -56,7 +62,7 @@ async fn round(follow: &Follow, node: &SiteNode, space: &SpaceId, hint: Option<S
         prefer(&mut record, from);
     }
     let name = record.name.clone();
-    let outcome = come_along(follow, node, space, record).await.unwrap_or_else(|e| match e {
+    let outcome = come_along(follow, node, space, record, bell).await.unwrap_or_else(|e| match e {
         Failed::Asking(e) => Round::Bad(how(&e), e.explain()),
         Failed::Coming(e) if e.failure == Failure::Incomplete => Round::Bad(Failing::Away, e),
         Failed::Coming(e) => Round::Bad(Failing::Wrong, e),
@@ -74,11 +80,27 @@ async fn come_along(
     node: &SiteNode,
     space: &SpaceId,
     mut record: SpaceRecord,
+    bell: &Bell,
 ) -> Result<Round, Failed> {
     let site = follow.site();
-    let asked = tokio::select! {
+    let heard = tokio::select! {
         () = follow.stopped() => return Ok(Round::Again),
-        asked = ask::newest(site, space, &record, &Silent) => asked,
+        asked = ask::newest(site, space, &record, &Silent) => Err(asked),
+        from = bell.rung() => Ok(from),
+    };
+    let asked = match heard {
+        Err(asked) => asked,
+        // Whoever rings now may be reached, while the question may wait for a site that has moved away.
+        // It is asked anew once, so that no ringing can keep it from ever being answered.
+        Ok(from) => {
+            if let Some(from) = from {
+                prefer(&mut record, from);
+            }
+            tokio::select! {
+                () = follow.stopped() => return Ok(Round::Again),
+                asked = ask::newest(site, space, &record, &Silent) => asked,
+            }
+        }
     };
     let (source, head) = asked.map_err(Failed::Asking)?;
     let live = site.catalog.read().and_then(|r| r.live(space)).or_explain().map_err(Failed::Coming)?;
@@ -109,7 +131,11 @@ fn prefer(record: &mut SpaceRecord, site: SiteId) {
 /// Whether waiting may mend it.
 fn how(e: &SyncError) -> Failing {
     match e {
-        SyncError::Unreachable(_) | SyncError::Lane(_) | SyncError::Fetch(_) | SyncError::Stopped => Failing::Away,
+        SyncError::Unreachable(_)
+        | SyncError::Late { .. }
+        | SyncError::Lane(_)
+        | SyncError::Fetch(_)
+        | SyncError::Stopped => Failing::Away,
         _ => Failing::Wrong,
     }
 }

@@ -36,6 +36,9 @@ const STAGGER: Duration = Duration::from_secs(2);
 const PEERS_ASKED_MAX: usize = 32;
 /// See [`PEERS_ASKED_MAX`].
 const PEER_ANSWERS_WITHIN: Duration = Duration::from_secs(2);
+/// How long a site that may hold the space may take for one answer, dialling included. A site that moved
+/// away in the middle of a conversation shows in no other way.
+const SITE_ANSWERS_WITHIN: Duration = Duration::from_secs(30);
 /// Most replies that one walk along a chain takes.
 const REPLIES_MAX: usize = 2048;
 
@@ -203,7 +206,10 @@ async fn walk(site: &Site, space: &SpaceId, owner: &SiteId, peer: &Peer) -> Resu
             card: Some(card.clone()),
             unknown: Default::default(),
         };
-        let news = match peer.message(&Message::Heads(request)).await? {
+        let said = Message::Heads(request);
+        let answer = tokio::time::timeout(SITE_ANSWERS_WITHIN, peer.message(&said)).await;
+        let late = |_| SyncError::Late { site: peer.site(), seconds: SITE_ANSWERS_WITHIN.as_secs() };
+        let news = match answer.map_err(late)?? {
             Message::News(news) => news,
             Message::Refused(r) => {
                 return Err(SyncError::Refused { site: peer.site(), code: r.code, text: r.text });

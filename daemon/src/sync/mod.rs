@@ -27,6 +27,8 @@ pub enum SyncError {
     Unreachable(String),
     #[error("site {} refused: {text}", site.short())]
     Refused { site: SiteId, code: u32, text: String },
+    #[error("site {} did not answer within {seconds} s", site.short())]
+    Late { site: SiteId, seconds: u64 },
     #[error("site {} answered something that makes no sense here", site.short())]
     Confused { site: SiteId },
     #[error("site {} sent {count} corrupt pieces and is not asked any more; the last: {last}", site.short())]
