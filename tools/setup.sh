@@ -77,6 +77,7 @@ missing_packages() { # missing_packages build|test|bench: names of the packages 
     fi
     if [ "$1" != build ]; then
         have git || echo git
+        have ip && have tc || echo iproute2
         find_python >/dev/null || python_packages
     fi
 }

@@ -5,11 +5,15 @@
 //! files, the sockets), so they hold whatever the house looks like within.
 
 pub mod lake;
+pub mod net;
 pub mod outsider;
+pub mod shaper;
 pub mod site;
+pub mod skip;
 pub mod wait;
 pub mod world;
 
 pub use lake::{Lake, Rounds, differences, inspect};
 pub use site::{Output, Site};
+pub use skip::skip;
 pub use world::World;
