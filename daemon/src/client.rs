@@ -211,8 +211,13 @@ fn route(op: &Operation) -> (Method, String, Option<Value>) {
         Operation::SnapshotDiff { space, from, to } => {
             get(of(space, &format!("/diff{}", query(&[("from", Some(from)), ("to", to.as_deref())]))))
         }
-        Operation::Sync { space: Some(space), dry_run } => post(of(space, "/sync"), json!({"dry_run": dry_run})),
-        Operation::Sync { space: None, dry_run } => post("/v1/sync".into(), json!({"dry_run": dry_run})),
+        Operation::Sync { space: Some(space), dry_run, at } => {
+            post(of(space, "/sync"), json!({"dry_run": dry_run, "at": at}))
+        }
+        Operation::Resolve { space, section, keep, dry_run } => {
+            post(of(space, "/resolve"), json!({"section": section, "keep": keep, "dry_run": dry_run}))
+        }
+        Operation::Sync { space: None, dry_run, .. } => post("/v1/sync".into(), json!({"dry_run": dry_run})),
         Operation::Path { space, section } => {
             get(of(space, &format!("/path{}", query(&[("section", section.as_deref())]))))
         }

@@ -196,7 +196,7 @@ impl Explain for PublishError {
     fn hint(&self) -> Option<String> {
         match self {
             PublishError::Diverged { .. } => hint(
-                "this copy was changed by hand and is kept as it is; keep what you need of it elsewhere, take it away here, and run `sluice sync` again",
+                "this copy was changed by hand while it was synced, and is kept as it is: run `sluice sync` again, then `sluice resolve` to decide",
             ),
             PublishError::Occupied { .. } | PublishError::Stranger { .. } => {
                 hint("move it away, and run `sluice sync` again")
@@ -316,7 +316,7 @@ impl Explain for SyncError {
                 hint("nothing wrong was kept; check the other site's disk with `sluice verify --deep` there")
             }
             SyncError::Gone { .. } => hint(
-                "the source changed since its snapshot: run `sluice snapshot` there, then `sluice sync` here; what arrived is kept",
+                "the source changed since that snapshot and keeps only its newest ones: run `sluice snapshot` there, then `sluice sync` here; what arrived is kept",
             ),
             SyncError::NoRoom { .. } => hint(DISK_FULL),
             SyncError::NothingGranted => hint("ask the owner which sections the ticket was for"),

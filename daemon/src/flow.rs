@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! owner:    scan → Entries → chunk → Chunks → manifest → Snapshot → sign → Head
-//! replica:  ask → Head → describe → Manifest → plan → Plan → transfer → Received
+//! replica:  look → Standing → ask → Head → describe → Manifest → plan → Plan → transfer → Received
 //!                 → verify → Verified → publish → Published
 //! ```
 //!
@@ -21,16 +21,16 @@ use sluice_protocol::api::{ApiError, Failure};
 use sluice_protocol::chunks::ChunkList;
 use sluice_protocol::codec::Document;
 use sluice_protocol::head::Head;
-use sluice_protocol::ids::{BlobHash, SiteId, SpaceId};
+use sluice_protocol::ids::{BlobHash, HeadId, SiteId, SpaceId};
 use sluice_protocol::limits::HEAD_LIFE_MS;
 use sluice_protocol::manifest::{History, Manifest, Section};
 use sluice_protocol::plan::Plan;
 use sluice_protocol::signed::Signed;
-use sluice_store::catalog::{CatalogError, Lookup, SiteLookup, SnapshotRecord, SpaceRecord};
+use sluice_store::catalog::{CatalogError, LiveRecord, Lookup, SiteLookup, SnapshotRecord, SpaceRecord};
 use sluice_store::chunk::{Chunks, Lost, chunk};
-use sluice_store::lake::Lake;
+use sluice_store::lake::{Lake, Place};
 use sluice_store::pins::{self, PinOptions, PinReport};
-use sluice_store::publish::{self, PublishOptions, Published};
+use sluice_store::publish::{self, PublishOptions, Published, Standing};
 use sluice_store::scan::{Previous, ScanOptions, scan};
 use sluice_store::snapshot::{self, Snapshot};
 use sluice_store::staging::Staging;
@@ -46,9 +46,9 @@ use crate::journal;
 use crate::site::Site;
 use crate::sync::metadata::Metadata;
 use crate::sync::source::Source;
-use crate::sync::survey::{Survey, chosen, reachable};
+use crate::sync::survey::{Before, Survey, chosen, published as published_sections, reachable};
 use crate::sync::transfer::{REUSED_TOTAL, Transfer};
-use crate::sync::{SyncError, ask, blocking};
+use crate::sync::{SyncError, ask, blocking, survey};
 
 /// How often a table that moves on while it is read is captured.
 const CAPTURES_MAX: u32 = 3;
@@ -259,7 +259,11 @@ pub struct Described {
     pub plan: Plan,
     /// What `rsync -a` would have moved, in bytes.
     pub rsync_bytes: u64,
+    /// How what is published was found.
+    pub standing: Standing,
     source: Arc<Source>,
+    /// Damaged files with good parts, by the blob that they were.
+    salvage: Arc<HashMap<BlobHash, Place>>,
 }
 
 impl Described {
@@ -276,26 +280,62 @@ pub async fn describe(
     record: &SpaceRecord,
     job: &Arc<Job>,
 ) -> Result<Described, ApiError> {
+    job.stage("look");
+    let standing = look(site, space, record).await?;
     job.stage("ask");
-    let (source, head) = ask::newest(site, space, record, &**job).await.or_explain()?;
+    let (source, newest) = ask::newest(site, space, record, &**job).await.or_explain()?;
+    let head = match &record.held {
+        None => newest,
+        Some(id) => held_head(site, space, record, id)?,
+    };
     job.stage("describe");
     let metadata = Metadata { catalog: &site.catalog, space: *space, source: &source };
     let (manifest, annex) = metadata.roots(&head).await.or_explain()?;
     let sections = wanted_sections(site, space, record, &manifest).or_explain()?;
-    let before = live_manifest(site, space).or_explain()?;
+    let before = published_sections(&site.catalog.read().or_explain()?, space).or_explain()?;
     // What is live with the same tree was read when it was published.
-    let same = |s: &Section| before.iter().flat_map(|m| &m.sections).any(|b| b.tree == s.tree);
-    let fresh = chosen(&manifest, &sections).into_iter().filter(|s| s.shallow || !same(s));
-    let trees: Vec<_> = fresh.map(|s| s.tree.clone()).collect();
+    let same = |s: &Section| before.iter().any(|b| b.section.tree == s.tree);
+    let taken = taken(&manifest, &sections, standing.live.as_ref());
+    let trees: Vec<_> = taken.iter().filter(|s| s.shallow || !same(s)).map(|s| s.tree.clone()).collect();
     metadata.pages(&trees).await.or_explain()?;
 
     job.stage("plan");
     let lake = site.lake_of(record)?;
-    let survey = survey(site, space, before, &sections, &manifest).await.or_explain()?;
+    let taken = taken.into_iter().cloned().collect();
+    let survey = compare(site, space, before, taken).await.or_explain()?;
+    let salvage = Arc::new(survey.salvage());
     let wanted = survey.worth_lists(&site.catalog.read().or_explain()?, space);
     let lists = metadata.chunk_lists(&annex, &wanted).await.or_explain()?;
     let (plan, rsync_bytes) = plan(site, space, lake, survey, &lists).await.or_explain()?;
-    Ok(Described { head, manifest, sections, lists, plan, rsync_bytes, source })
+    Ok(Described { head, manifest, sections, lists, plan, rsync_bytes, standing, source, salvage })
+}
+
+/// The head of the version that a replica is held at.
+fn held_head(site: &Site, space: &SpaceId, record: &SpaceRecord, id: &HeadId) -> Result<Signed<Head>, ApiError> {
+    let reader = site.catalog.read().or_explain()?;
+    ask::head_by_id(&reader, space, &record.owner, id).or_explain()?.ok_or_else(|| {
+        ApiError::new(
+            Failure::Error,
+            format!("the version that `{}` is held at is not known any more", record.name),
+            format!("follow the newest again with `sluice sync {} --at newest`", record.name),
+        )
+    })
+}
+
+/// Looks whether everything published is still there and as it was.
+pub async fn look(site: &Site, space: &SpaceId, record: &SpaceRecord) -> Result<Standing, ApiError> {
+    let (site, space, record) = (site.clone(), *space, record.clone());
+    off_reactor(move || {
+        let lake = site.lake_of(&record)?;
+        publish::look_over(&lake, &site.catalog, &space).or_explain()
+    })
+    .await
+}
+
+/// The chosen sections of a manifest but those whose place a changed one keeps.
+fn taken<'m>(manifest: &'m Manifest, sections: &[String], live: Option<&LiveRecord>) -> Vec<&'m Section> {
+    let all = chosen(manifest, sections).into_iter();
+    all.filter(|s| live.is_none_or(|l| l.holds_back(s).is_none())).collect()
 }
 
 /// The sections that this replica asked for and may have.
@@ -308,14 +348,6 @@ fn wanted_sections(
     let grants = site.catalog.read()?.grants(space)?;
     let granted = grants.as_ref().and_then(|g| g.of(site.id)).map(|g| g.sections.clone()).unwrap_or_default();
     reachable(manifest, &record.sections, &granted)
-}
-
-/// The manifest that is live here.
-fn live_manifest(site: &Site, space: &SpaceId) -> Result<Option<Manifest>, SyncError> {
-    let reader = site.catalog.read()?;
-    let Some(live) = reader.live(space)? else { return Ok(None) };
-    let raw = reader.meta(space, &live.snapshot.into())?;
-    Ok(raw.and_then(|bytes| Manifest::from_bytes(&bytes).ok()))
 }
 
 /// The plan, and what rsync would have moved. Pure but for reading the catalog.
@@ -343,17 +375,12 @@ async fn plan(
     .await
 }
 
-async fn survey(
-    site: &Site,
-    space: &SpaceId,
-    before: Option<Manifest>,
-    sections: &[String],
-    manifest: &Manifest,
-) -> Result<Survey, SyncError> {
-    let (site, space, sections, manifest) = (site.clone(), *space, sections.to_vec(), manifest.clone());
+async fn compare(site: &Site, space: &SpaceId, before: Vec<Before>, taken: Vec<Section>) -> Result<Survey, SyncError> {
+    let (site, space) = (site.clone(), *space);
     blocking(move || {
         let reader = site.catalog.read()?;
-        Survey::take(&reader, &space, before.as_ref(), &chosen(&manifest, &sections))
+        let taken: Vec<&Section> = taken.iter().collect();
+        Survey::take(&reader, &space, &before, &taken)
     })
     .await
 }
@@ -376,7 +403,8 @@ pub async fn receive(site: &Site, space: &SpaceId, record: &SpaceRecord, job: &A
     let lake = site.lake_of(record)?;
 
     job.stage("transfer");
-    let received = transfer(site, space, &lake, &described, job).await.or_explain()?;
+    let received = transfer(site, space, &lake, &described, job).await;
+    let received = received.map_err(|e| in_words(site, space, &described, e)).or_explain()?;
     job.stage("verify");
     let verified = verified(site, &lake, received, job).await?;
     let unproven = verified.unproven();
@@ -420,10 +448,28 @@ async fn transfer(
         source: described.source.clone(),
         watch: job.clone(),
         streams: site.config.limits.segments_in_flight as usize,
+        salvage: described.salvage.clone(),
     };
     transfer.run(&described.plan).await?;
     transfer.remember_lists(described.lists.clone()).await?;
     Ok(Received { space: *space, head: described.head.clone(), sections: described.sections.clone() })
+}
+
+/// Names the file of the first blob that the source no longer has.
+fn in_words(site: &Site, space: &SpaceId, described: &Described, e: SyncError) -> SyncError {
+    let SyncError::Gone { count, first, .. } = e else { return e };
+    let find = || -> Option<String> {
+        let reader = site.catalog.read().ok()?;
+        for section in &described.manifest.sections {
+            let entries = survey::entries(&reader, space, &section.tree).ok()?;
+            if let Some(entry) = entries.iter().find(|e| e.hash == Some(first)) {
+                return Some(format!("`{}`", section.lake_path(&entry.path).ok()?));
+            }
+        }
+        None
+    };
+    let what = find().map_or_else(|| format!("blob {first}"), |path| format!("{path} (blob {first})"));
+    SyncError::Gone { count, first, what, version: described.head.manifest.short() }
 }
 
 async fn verified(site: &Site, lake: &Lake, received: Received, job: &Arc<Job>) -> Result<Verified, ApiError> {

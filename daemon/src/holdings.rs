@@ -5,13 +5,15 @@
 
 use std::cell::RefCell;
 use std::collections::{HashMap, HashSet};
+use std::os::unix::fs::FileExt;
 
 use sluice_protocol::chunks::ChunkList;
 use sluice_protocol::ids::{BlobHash, ChunkHash, SpaceId};
+use sluice_protocol::limits::CHUNK_BYTES_MAX;
 use sluice_protocol::plan::{ChunkSource, Holdings};
 use sluice_store::blobs::{Fit, fit_of};
 use sluice_store::catalog::{Lookup, Reader};
-use sluice_store::lake::Lake;
+use sluice_store::lake::{Lake, Place};
 
 /// Chunks of base blobs that are held in memory at once: some 100 MiB.
 const CHUNKS_IN_MEMORY_MAX: usize = 1_500_000;
@@ -56,6 +58,19 @@ impl<'a> SpaceHoldings<'a> {
         for chunk in &list.chunks {
             for candidate in self.reader.chunk_candidates(&self.space, &chunk.hash).unwrap_or_default() {
                 self.load_base(&candidate);
+            }
+        }
+    }
+
+    /// Makes available the chunks of a damaged file that are still good; each is hashed now.
+    pub fn load_salvage(&self, blob: &BlobHash, place: &Place, list: &ChunkList) {
+        let Ok(file) = self.lake.open_place(place) else { return };
+        let mut loaded = self.loaded.borrow_mut();
+        let mut buffer = vec![0; CHUNK_BYTES_MAX as usize];
+        for (offset, chunk) in list.extents() {
+            let Some(bytes) = buffer.get_mut(..chunk.len as usize) else { return };
+            if file.read_exact_at(bytes, offset).is_ok() && ChunkHash::of(bytes) == chunk.hash {
+                loaded.chunks.entry(chunk.hash).or_insert((chunk.len, ChunkSource { blob: *blob, offset }));
             }
         }
     }

@@ -65,7 +65,7 @@ async fn a_revoked_site_gets_nothing_more() {
     std::fs::write(world.lake().join("raw/more"), "secret").unwrap();
     call(&world.owner, Operation::SnapshotCreate { space: "acme".into(), tag: None }).await.unwrap();
     call(&world.owner, Operation::PeerRevoke { peer: "cradle".into(), space: None }).await.unwrap();
-    let refused = call(&world.replica, Operation::Sync { space: None, dry_run: false }).await;
+    let refused = call(&world.replica, Operation::Sync { space: None, dry_run: false, at: None }).await;
     assert!(refused.is_err(), "{refused:?}");
     assert!(!world.copy().join("raw/more").exists() && world.copy().join("raw/zero").exists());
 }

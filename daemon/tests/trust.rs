@@ -107,7 +107,7 @@ async fn a_manifest_that_names_a_foreign_blob_gets_nothing() {
     let mut same_port = config();
     same_port.p2p.port = port;
     let _hostile = SiteNode::start(home(&root, "hostile"), same_port).await.unwrap();
-    let sync = Operation::Sync { space: Some("bait".into()), dry_run: false };
+    let sync = Operation::Sync { space: Some("bait".into()), dry_run: false, at: None };
     let refused = call(&world.replica, sync).await.unwrap_err();
     assert!(refused.error.contains(&hash.to_string()), "the blob had to be asked for: {refused}");
 
@@ -183,7 +183,7 @@ async fn a_new_ticket_finds_an_owner_that_moved() {
     call(&owner, Operation::SnapshotCreate { space: "acme".into(), tag: None }).await.unwrap();
 
     let replica = SiteNode::start(home(&away, "cradle"), config()).await.unwrap();
-    let sync = Operation::Sync { space: Some("acme".into()), dry_run: false };
+    let sync = Operation::Sync { space: Some("acme".into()), dry_run: false, at: None };
     let lost = call(&replica, sync.clone()).await.unwrap_err();
     assert!(lost.error.contains("reached"), "{lost}");
     let invite = call(&owner, world.invite()).await.unwrap();

@@ -13,10 +13,12 @@ use std::os::unix::fs::FileExt;
 
 use bao_tree::BlockSize;
 use sluice_protocol::ids::{BlobHash, SpaceId};
+use sluice_protocol::path::LakePath;
 
-use crate::catalog::{Catalog, CatalogError, Located, Lookup};
+use crate::catalog::{Batch, Catalog, CatalogError, FileRecord, LiveSection, Located, Lookup};
 use crate::durable::Folder;
 use crate::lake::{Fingerprint, Lake, LakeError, Place};
+use crate::publish::{SECTIONS_FOLDER, in_section};
 use crate::staging::STAGING_FOLDER;
 
 /// The groups of our trees: 16 KiB.
@@ -152,10 +154,12 @@ pub(crate) fn prove_place(lake: &Lake, place: &Place, size: u64, hash: &BlobHash
     (root == *hash && before == after).then_some(after)
 }
 
-/// Takes a damaged place of a blob out of use, so that the blob is fetched again.
+/// Takes a damaged place of a blob out of use, so that nothing serves or reuses it and the blob is
+/// fetched again.
 ///
-/// Staged bytes and pins are moved to `.sluice/quarantine`; files of the lake and published files are
-/// left as they are, for people to look at.
+/// Staged bytes and pins are moved to `.sluice/quarantine`. A published file is marked: the next sync
+/// makes its section anew, and moves the file away then. A file of an owner's lake is left as it is,
+/// for people to look at.
 pub fn quarantine(
     lake: &Lake,
     catalog: &Catalog,
@@ -163,7 +167,25 @@ pub fn quarantine(
     hash: &BlobHash,
     place: &Place,
 ) -> Result<(), BlobError> {
-    catalog.write(|b| b.remove_place(space, hash, place))?;
+    let known = catalog.read()?.blob(space, hash)?.map_or(vec![], |b| b.places);
+    let inode = known.iter().find(|at| at.place == *place).map(|at| (at.print.dev, at.print.inode));
+    // Other names of the same file hold the same bytes.
+    let same = |at: &&Located| Some((at.print.dev, at.print.inode)) == inode;
+    let mut places: Vec<Place> = known.iter().filter(same).map(|at| at.place.clone()).collect();
+    if places.is_empty() {
+        places.push(place.clone());
+    }
+    catalog.write(|b| {
+        places.iter().try_for_each(|place| {
+            b.remove_place(space, hash, place)?;
+            mark_published(b, space, hash, place)
+        })
+    })?;
+    places.iter().try_for_each(|place| put_away(lake, hash, place))
+}
+
+/// Moves a staged part or a pin to the quarantine.
+fn put_away(lake: &Lake, hash: &BlobHash, place: &Place) -> Result<(), BlobError> {
     let Place::Own(path) = place else { return Ok(()) };
     let ours = matches!(path.names().next(), Some(STAGING_FOLDER | "objects"));
     if !ours {
@@ -183,6 +205,33 @@ pub fn quarantine(
         Err(e) if e.kind() != io::ErrorKind::NotFound => Err(named(e)),
         _ => Ok(()),
     }
+}
+
+/// Marks a published file as damaged and its section as worn.
+fn mark_published(b: &mut Batch, space: &SpaceId, hash: &BlobHash, place: &Place) -> Result<(), CatalogError> {
+    let Some((folder, rest)) = in_section(place) else { return Ok(()) };
+    let Some(mut live) = b.live(space)? else { return Ok(()) };
+    let Some(section) = live.sections.iter_mut().find(|s| s.folder == folder) else { return Ok(()) };
+    let path = LakePath::parse(rest).ok().map(|p| section.path.as_ref().map_or(Ok(p.clone()), |s| s.join(&p)));
+    let Some(Ok(path)) = path else { return Ok(()) };
+    let Some(record) = b.file(space, &path)?.filter(|r| r.hash == *hash) else { return Ok(()) };
+    section.worn = true;
+    b.put_file(space, &path, &FileRecord { damaged: true, ..record })?;
+    b.set_live(space, &live)
+}
+
+/// The damaged file at `path` of a published section, if it was this blob: its good parts are of use.
+pub fn salvageable(
+    reader: &impl Lookup,
+    space: &SpaceId,
+    section: &LiveSection,
+    path: &LakePath,
+    hash: &BlobHash,
+) -> Option<Place> {
+    let in_lake = section.path.as_ref().map_or(Ok(path.clone()), |s| s.join(path)).ok()?;
+    let damaged = reader.file(space, &in_lake).ok()?.is_some_and(|r| r.damaged && r.hash == *hash);
+    let text = format!("{SECTIONS_FOLDER}/{}/{path}", section.folder);
+    LakePath::parse(&text).ok().filter(|_| damaged).map(Place::Own)
 }
 
 /// The root of a file's first `size` bytes; an error when it is shorter.

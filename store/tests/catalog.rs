@@ -28,7 +28,11 @@ fn spaces_do_not_see_each_other() {
     let place = Place::Lake(path("a"));
     catalog
         .write(|b| {
-            b.put_file(&SPACE, &path("a"), &FileRecord { print: print(), hash, unknown: Default::default() })?;
+            b.put_file(
+                &SPACE,
+                &path("a"),
+                &FileRecord { print: print(), hash, damaged: false, unknown: Default::default() },
+            )?;
             b.add_place(
                 &SPACE,
                 &hash,

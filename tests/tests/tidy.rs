@@ -139,7 +139,8 @@ fn only_the_disk_layer_changes_a_disk() {
     let mut strays = Vec::new();
     for path in files {
         let shown = path.strip_prefix(workspace()).expect("below the workspace").display().to_string();
-        if shown.starts_with("store/src/disk/") {
+        // A folder `tests` is a test's world, as what stands last in a file is.
+        if shown.starts_with("store/src/disk/") || shown.contains("/tests/") {
             continue;
         }
         let text = std::fs::read_to_string(&path).expect("source is UTF-8");

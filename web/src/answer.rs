@@ -74,6 +74,7 @@ fn patience(op: &Operation) -> Option<Duration> {
         | Operation::Join { .. }
         | Operation::SnapshotCreate { .. }
         | Operation::Sync { .. }
+        | Operation::Resolve { .. }
         | Operation::Verify { .. }
         | Operation::Gc { .. } => None,
         _ => Some(LOOKUP_PATIENCE),

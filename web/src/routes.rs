@@ -11,7 +11,7 @@ use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::response::Response;
 use axum::routing::{get, post};
 use serde::Deserialize;
-use sluice_protocol::api::{Node, Operation, check_new_space_name};
+use sluice_protocol::api::{Keep, Node, Operation, check_new_space_name};
 use sluice_protocol::manifest::History;
 
 use crate::BODY_BYTES_MAX;
@@ -42,6 +42,7 @@ pub fn router(node: Arc<dyn Node>, door: Door) -> Router {
         .route("/v1/spaces/{space}/snapshots/{snapshot}", get(snapshot_show))
         .route("/v1/spaces/{space}/diff", get(snapshot_diff))
         .route("/v1/spaces/{space}/sync", post(sync_space))
+        .route("/v1/spaces/{space}/resolve", post(resolve))
         .route("/v1/spaces/{space}/verify", post(verify))
         .route("/v1/spaces/{space}/follow", post(follow))
         .route("/v1/spaces/{space}/path", get(path))
@@ -184,6 +185,8 @@ async fn snapshot_diff(
 struct HowToSync {
     #[serde(default)]
     dry_run: bool,
+    #[serde(default)]
+    at: Option<String>,
 }
 
 async fn sync_space(
@@ -192,11 +195,38 @@ async fn sync_space(
     Named(space): Named<String>,
     Fields(how): Fields<HowToSync>,
 ) -> Response {
-    answer(node, &headers, Operation::Sync { space: Some(space), dry_run: how.dry_run }).await
+    answer(node, &headers, Operation::Sync { space: Some(space), dry_run: how.dry_run, at: how.at }).await
 }
 
-async fn sync_all(State(node): App, headers: HeaderMap, Fields(how): Fields<HowToSync>) -> Response {
-    answer(node, &headers, Operation::Sync { space: None, dry_run: how.dry_run }).await
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct HowToSyncAll {
+    #[serde(default)]
+    dry_run: bool,
+}
+
+async fn sync_all(State(node): App, headers: HeaderMap, Fields(how): Fields<HowToSyncAll>) -> Response {
+    answer(node, &headers, Operation::Sync { space: None, dry_run: how.dry_run, at: None }).await
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Decision {
+    keep: Keep,
+    #[serde(default)]
+    section: Option<String>,
+    #[serde(default)]
+    dry_run: bool,
+}
+
+async fn resolve(
+    State(node): App,
+    headers: HeaderMap,
+    Named(space): Named<String>,
+    Fields(d): Fields<Decision>,
+) -> Response {
+    let op = Operation::Resolve { space, section: d.section, keep: d.keep, dry_run: d.dry_run };
+    answer(node, &headers, op).await
 }
 
 #[derive(Deserialize)]

@@ -20,6 +20,7 @@ mod output;
 mod path;
 mod peer;
 mod progress;
+mod resolve;
 mod service;
 mod snapshot;
 mod space;
@@ -93,6 +94,7 @@ enum Verb {
     Snapshot(snapshot::Snapshot),
     Sync(sync::Sync),
     Follow(follow::Follow),
+    Resolve(resolve::Resolve),
     Path(path::PathOf),
     Verify(verify::Verify),
     Gc(gc::Gc),
@@ -149,6 +151,7 @@ async fn ask(verb: Verb, context: &Context) -> Result<Ended> {
         Verb::Snapshot(snapshot) => snapshot.run(context).await,
         Verb::Sync(sync) => sync.run(context).await,
         Verb::Follow(follow) => follow.run(context).await,
+        Verb::Resolve(resolve) => resolve.run(context).await,
         Verb::Path(path) => path.run(context).await,
         Verb::Verify(verify) => verify.run(context).await,
         Verb::Gc(gc) => gc.run(context).await,

@@ -10,7 +10,7 @@ use sluice_protocol::manifest::History;
 
 use super::context::{Context, absolute};
 use super::output::{Table, clean, mib, now_ms, since};
-use super::{Ended, Result, snapshot, status};
+use super::{Ended, Result, resolve, snapshot, status};
 
 /// Add, list, show and remove spaces
 #[derive(Debug, Subcommand)]
@@ -102,6 +102,10 @@ fn text(detail: &SpaceDetail, now_ms: u64) -> String {
         out.push('\n');
         out.push_str(&grants(&detail.grants));
     }
+    if let Some(h) = &info.held {
+        out.push_str(&format!("held at {}, number {}\n", h.snapshot, h.seq));
+    }
+    out.push_str(&resolve::diverged(&info.name, &info.diverged));
     for s in &info.skipped {
         out.push_str(&format!("! left out: {}: {}\n", clean(&s.path), clean(&s.reason)));
     }

@@ -8,6 +8,7 @@ use sluice_protocol::api::{self, Alert, JobInfo, Operation, PeerInfo, Role, Spac
 
 use super::context::Context;
 use super::output::{Table, ago, clean, count, mib, now_ms, since};
+use super::resolve::diverged;
 use super::{Ended, Result, output};
 
 /// Time between two looks of `--watch`.
@@ -96,6 +97,7 @@ pub(super) fn state(state: SpaceState) -> &'static str {
         SpaceState::Behind => "behind",
         SpaceState::Stale => "stale",
         SpaceState::Frozen => "frozen",
+        SpaceState::Diverged => "diverged",
     }
 }
 
@@ -121,6 +123,10 @@ pub(super) fn spaces(spaces: &[SpaceInfo], now_ms: u64) -> String {
         if let Some(trouble) = s.follow.trouble.as_ref().filter(|_| s.follow.following) {
             skipped.push_str(&format!("! {}: {}\n", clean(&s.name), clean(trouble)));
         }
+        if let Some(h) = &s.held {
+            skipped.push_str(&format!("! {}: held at {}, number {}\n", clean(&s.name), h.snapshot.short(), h.seq));
+        }
+        skipped.push_str(&diverged(&s.name, &s.diverged));
         if !s.skipped.is_empty() {
             let left_out = count(s.skipped.len() as u64, "file was", "files were");
             skipped.push_str(&format!(

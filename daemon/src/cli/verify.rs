@@ -44,5 +44,11 @@ fn text(r: &VerifyReport) -> String {
     if r.problems.len() > PROBLEMS_MAX {
         out.push_str(&format!("! and {} more; --json names all\n", r.problems.len() - PROBLEMS_MAX));
     }
+    for section in &r.detached {
+        out.push_str(&format!("section {} is this site's own and was not checked\n", clean(section)));
+    }
+    if let Some(hint) = &r.hint {
+        out.push_str(&format!("hint: {}\n", clean(hint)));
+    }
     out
 }

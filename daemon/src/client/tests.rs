@@ -2,7 +2,7 @@
 
 use std::sync::{Arc, Mutex};
 
-use sluice_protocol::api::{Done, Node, Outcome, ProgressSink};
+use sluice_protocol::api::{Done, Keep, Node, Outcome, ProgressSink};
 use sluice_protocol::manifest::History;
 
 use super::*;
@@ -67,8 +67,9 @@ async fn every_operation_arrives_as_it_was_sent() {
         Operation::SnapshotShow { space: text("acme"), snapshot: Some(text("ab")) },
         Operation::SnapshotDiff { space: text("acme"), from: text("a+b"), to: None },
         Operation::SnapshotDiff { space: text("acme"), from: text("a"), to: Some(text("b")) },
-        Operation::Sync { space: Some(text("acme")), dry_run: true },
-        Operation::Sync { space: None, dry_run: false },
+        Operation::Sync { space: Some(text("acme")), dry_run: true, at: Some(text("v1")) },
+        Operation::Sync { space: None, dry_run: false, at: None },
+        Operation::Resolve { space: text("acme"), section: Some(text("raw")), keep: Keep::Mine, dry_run: true },
         Operation::Path { space: text("acme"), section: Some(text("delta/orders")) },
         Operation::Path { space: text("acme"), section: None },
         Operation::Follow { space: text("acme"), on: false },

@@ -117,7 +117,7 @@ async fn come_along(
     };
     prefer(&mut record, source.peer().site());
     drop(source);
-    let sync = node.sync_with(space, &record, false, &job).await.map_err(Failed::Coming)?;
+    let sync = node.sync_with(space, &record, false, None, &job).await.map_err(Failed::Coming)?;
     tracing::info!(space = %record.name, snapshot = %sync.snapshot.short(), seq = sync.seq, moved = sync.bytes_moved, "came along");
     Ok(Round::Good)
 }

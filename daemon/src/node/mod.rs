@@ -7,6 +7,7 @@ mod gc;
 mod host;
 mod paths;
 mod peers;
+mod resolves;
 mod snapshots;
 mod spaces;
 mod status;
@@ -199,8 +200,11 @@ impl Node for SiteNode {
                 self.snapshot_show(&space, snapshot).map(|s| Outcome::SnapshotDetail(Box::new(s)))
             }
             Operation::SnapshotDiff { space, from, to } => self.snapshot_diff(&space, &from, to).map(Outcome::Diff),
-            Operation::Sync { space, dry_run } => self.sync(space, dry_run, sink).await.map(Outcome::Sync),
+            Operation::Sync { space, dry_run, at } => self.sync(space, dry_run, at, sink).await.map(Outcome::Sync),
             Operation::Follow { space, on } => self.follow(&space, on).map(Outcome::Done),
+            Operation::Resolve { space, section, keep, dry_run } => {
+                self.resolve(&space, section, keep, dry_run, sink).await.map(Outcome::Resolve)
+            }
             Operation::Path { space, section } => self.path(&space, section).map(Outcome::Path),
             Operation::Verify { space, deep } => self.verify(&space, deep, sink).await.map(Outcome::Verify),
             Operation::Gc { space, dry_run } => self.gc(space, dry_run, sink).await.map(Outcome::Gc),

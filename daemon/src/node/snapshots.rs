@@ -5,8 +5,8 @@ use std::sync::Arc;
 
 use sluice_protocol::annex::{Annex, TableFacts};
 use sluice_protocol::api::{
-    ApiError, DiffReport, Failure, ProgressSink, SectionInfo, Skipped, SnapshotDetail, SnapshotInfo, SnapshotReport,
-    TableInfo,
+    ApiError, DiffReport, Failure, HeldAt, ProgressSink, SectionInfo, Skipped, SnapshotDetail, SnapshotInfo,
+    SnapshotReport, TableInfo,
 };
 use sluice_protocol::codec::{Document, check_name};
 use sluice_protocol::head::Head;
@@ -126,7 +126,7 @@ impl SiteNode {
     }
 
     /// The head that a person means: an id, the beginning of one, a tag, `seq` as a number, or the newest.
-    fn find_head(
+    pub(super) fn find_head(
         &self,
         reader: &Reader,
         space: &SpaceId,
@@ -145,6 +145,18 @@ impl SiteNode {
                 || (text.len() >= 4 && h.manifest.to_string().starts_with(&text.to_ascii_lowercase()))
         };
         heads.iter().rev().find(fits).cloned().ok_or_else(none)
+    }
+
+    /// The version that a replica is held at.
+    pub(super) fn held_at(
+        &self,
+        reader: &Reader,
+        space: &SpaceId,
+        record: &SpaceRecord,
+    ) -> Result<Option<HeldAt>, ApiError> {
+        let Some(id) = record.held else { return Ok(None) };
+        let head = ask::head_by_id(reader, space, &record.owner, &id).or_explain()?;
+        Ok(head.map(|h| HeldAt { snapshot: h.manifest, seq: h.seq }))
     }
 
     pub(super) fn snapshot_show(&self, name: &str, snapshot: Option<String>) -> Result<SnapshotDetail, ApiError> {

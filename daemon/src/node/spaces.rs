@@ -22,6 +22,7 @@ use sluice_store::lake::Lake;
 use sluice_store::publish;
 use sluice_store::watch::Watch;
 
+use super::resolves::diverged;
 use super::{SiteNode, usage};
 use crate::clock::{now_ms, rfc3339};
 use crate::errors::{OrExplain, refusal_hint};
@@ -113,6 +114,7 @@ impl SiteNode {
             sections: vec![],
             sources: vec![],
             frozen: None,
+            held: None,
             phrase: None,
             follow: None,
             unknown: Default::default(),
@@ -183,7 +185,7 @@ impl SiteNode {
         };
         let phrase = phrase(body.site, body.space, &body.secret);
         // What a first try leaves to do, following does.
-        let sync = self.sync_with(&body.space, &record, false, &job).await;
+        let sync = self.sync_with(&body.space, &record, false, None, &job).await;
         self.follow.spaces_changed();
         let sync = sync?;
         Ok(Joined { phrase, path: record.lake, sync })
@@ -236,6 +238,7 @@ impl SiteNode {
             sections,
             sources: vec![body.site],
             frozen: None,
+            held: None,
             phrase: Some(shown),
             follow: None,
             unknown: Default::default(),
@@ -329,6 +332,9 @@ impl SiteNode {
             Role::Replica => live.as_ref().map(|l| l.snapshot),
         };
         let totals = shown.map(|id| reader.snapshot(space, &id)).transpose().or_explain()?.flatten();
+        let diverged = diverged(live.as_ref());
+        let held = self.held_at(reader, space, record)?;
+        let is_held = held.as_ref().map(|h| h.snapshot);
         let state = if self.jobs.is_busy(&record.name) {
             SpaceState::Busy
         } else if record.frozen.is_some() {
@@ -337,7 +343,8 @@ impl SiteNode {
             match (&head, &shown) {
                 (None, _) | (_, None) => SpaceState::Empty,
                 (Some(head), _) if head.is_stale(now_ms()) => SpaceState::Stale,
-                (Some(head), Some(shown)) if head.manifest != *shown => SpaceState::Behind,
+                (Some(head), Some(shown)) if head.manifest != *shown && is_held != Some(*shown) => SpaceState::Behind,
+                _ if diverged.iter().any(|d| !d.detached) => SpaceState::Diverged,
                 _ if live.as_ref().is_some_and(|l| !l.unproven.is_empty()) => SpaceState::Unproven,
                 _ => SpaceState::Ready,
             }
@@ -355,6 +362,8 @@ impl SiteNode {
             bytes: totals.as_ref().map_or(0, |t| t.bytes),
             skipped: totals.map(|t| skipped(&t.skipped)).unwrap_or_default(),
             follow: self.follow.info(reader, space, record).or_explain()?,
+            diverged,
+            held,
         })
     }
 

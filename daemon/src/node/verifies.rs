@@ -1,7 +1,7 @@
 //! `sluice verify`: is what lies here still what was signed?
 //!
-//! Invariant: verifying changes nothing but what it finds damaged is shown, and the caller's exit
-//! code says so.
+//! Invariant: verifying changes no file. What it finds damaged is shown, the caller's exit code says so,
+//! and the catalog forgets that place, so that nothing serves or reuses it.
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -9,7 +9,7 @@ use std::time::Instant;
 use sluice_protocol::api::{ApiError, Failure, Problem, ProgressSink, VerifyReport};
 use sluice_protocol::ids::SpaceId;
 use sluice_protocol::manifest::{Entry, EntryKind, Manifest, Section};
-use sluice_store::blobs::{Fit, open_blob};
+use sluice_store::blobs::{Fit, open_blob, quarantine};
 use sluice_store::catalog::{Role, SpaceRecord};
 use sluice_store::chunk::digest_file;
 use sluice_store::lake::Lake;
@@ -20,6 +20,7 @@ use super::SiteNode;
 use crate::errors::OrExplain;
 use crate::flow::off_reactor;
 use crate::jobs::Job;
+use crate::journal;
 use crate::site::Site;
 use crate::sync::survey::entries;
 
@@ -43,6 +44,7 @@ impl SiteNode {
         let manifest = self.manifest_of(&reader, &space, &snapshot)?;
         drop(reader);
         let started = Instant::now();
+        let record_role = record.role;
         let site = self.site.clone();
         let found = off_reactor(move || match record.role {
             Role::Owner => owned(&site, &space, &record, &manifest, deep, &job),
@@ -57,9 +59,26 @@ impl SiteNode {
             files: found.files,
             bytes: found.bytes,
             seconds: started.elapsed().as_secs_f64(),
+            hint: hint(name, &record_role, &found),
             problems: found.problems,
+            detached: found.detached,
         })
     }
+}
+
+/// What to do about what was found.
+fn hint(name: &str, role: &Role, found: &Found) -> Option<String> {
+    if found.problems.is_empty() {
+        return None;
+    }
+    Some(match role {
+        Role::Replica => format!(
+            "`sluice sync {name}` fetches what is missing or damaged, and says what was changed by hand; `sluice resolve {name}` decides about that"
+        ),
+        Role::Owner => format!(
+            "damaged bytes are not served any more: put the file back from a copy, then `sluice snapshot {name}`"
+        ),
+    })
 }
 
 /// What was looked at, and what was wrong.
@@ -70,6 +89,7 @@ struct Found {
     problems: Vec<Problem>,
     /// Files of an owner's lake that changed since the snapshot.
     moved_on: u64,
+    detached: Vec<String>,
 }
 
 impl Found {
@@ -84,12 +104,21 @@ impl Found {
 fn published(site: &Site, space: &SpaceId, record: &SpaceRecord, deep: bool, job: &Job) -> Result<Found, ApiError> {
     let lake = site.lake_of(record)?;
     let report = verify_live(&lake, &site.catalog, space, deep, &site.readers, job).or_explain()?;
+    // Nothing may serve or reuse what rotted; the next sync mends it.
+    for rotten in &report.rotten {
+        quarantine(&lake, &site.catalog, space, &rotten.hash, &rotten.place).or_explain()?;
+        note_damage(site, space, &format!("`{}` is damaged; it is not served any more", rotten.place))?;
+    }
     let problems = report.problems.into_iter();
     let problems = problems
         .map(|p| Problem { path: if p.path.is_empty() { p.section } else { p.path }, problem: p.what })
         .take(PROBLEMS_MAX)
         .collect();
-    Ok(Found { files: report.files, bytes: report.bytes, problems, moved_on: 0 })
+    Ok(Found { files: report.files, bytes: report.bytes, problems, moved_on: 0, detached: report.detached })
+}
+
+fn note_damage(site: &Site, space: &SpaceId, text: &str) -> Result<(), ApiError> {
+    site.catalog.write(|b| journal::write(b, "damaged", Some(*space), None, text)).or_explain()
 }
 
 /// An owner's lake: the files as they lie there against its newest snapshot.
@@ -140,7 +169,11 @@ fn check(
         Ok(open) => match digest_file(&open.file, entry.size, false) {
             Ok(digest) if digest.hash == hash => {}
             Ok(_) if open.fit == Fit::Touched => found.moved_on += 1,
-            Ok(_) => found.problem(path.as_str(), format!("its bytes at `{}` are damaged", open.place)),
+            Ok(_) => {
+                found.problem(path.as_str(), format!("its bytes at `{}` are damaged", open.place));
+                quarantine(lake, &site.catalog, space, &hash, &open.place).or_explain()?;
+                note_damage(site, space, &format!("`{}` is damaged; it is not served any more", open.place))?;
+            }
             Err(e) => found.problem(path.as_str(), format!("it cannot be read: {e}")),
         },
     }

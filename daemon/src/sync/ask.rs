@@ -14,7 +14,7 @@ use futures_util::{FutureExt, StreamExt};
 use sluice_protocol::codec::Bytes;
 use sluice_protocol::grants::Right;
 use sluice_protocol::head::Head;
-use sluice_protocol::ids::{SiteId, SpaceId};
+use sluice_protocol::ids::{HeadId, SiteId, SpaceId};
 use sluice_protocol::limits::SITES_ASKED_MAX;
 use sluice_protocol::messages::{HeadsRequest, Message};
 use sluice_protocol::signed::Signed;
@@ -120,6 +120,17 @@ fn nobody(mut failures: Vec<SyncError>) -> SyncError {
             SyncError::Unreachable(all.join("; "))
         }
     }
+}
+
+/// A head of a writer that is known here.
+pub fn head_by_id(
+    r: &Reader,
+    space: &SpaceId,
+    writer: &SiteId,
+    id: &HeadId,
+) -> Result<Option<Signed<Head>>, CatalogError> {
+    let heads = r.heads_since(space, writer, (0, 0), usize::MAX)?;
+    Ok(heads.into_iter().rev().find(|h| h.id() == *id))
 }
 
 /// The highest place in this site's own chain that one of its peers has seen, among those that answer soon.

@@ -33,8 +33,8 @@ pub enum SyncError {
     Confused { site: SiteId },
     #[error("site {} sent {count} corrupt pieces and is not asked any more; the last: {last}", site.short())]
     Corrupt { site: SiteId, count: u32, last: String },
-    #[error("the source no longer has {count} of the files, the first: blob {first}")]
-    Gone { count: usize, first: BlobHash },
+    #[error("the source no longer has {count} of the files of version {version}, the first: {what}")]
+    Gone { count: usize, first: BlobHash, what: String, version: String },
     #[error("the disk of the lake is too full: {needed} bytes are needed and {free} are free")]
     NoRoom { free: u64, needed: u64 },
     #[error("no grant reaches any section that was asked for")]

@@ -6,13 +6,16 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
 use sluice_protocol::chunks::ChunkList;
+use sluice_protocol::codec::Document;
 use sluice_protocol::ids::{BlobHash, SpaceId};
 use sluice_protocol::limits::CHUNKED_ABOVE_BYTES;
 use sluice_protocol::manifest::{Entry, Manifest, Section};
 use sluice_protocol::path::LakePath;
 use sluice_protocol::plan::{Plan, Wanted, plan_blob};
 use sluice_protocol::tree::{TreeRef, read_tree};
-use sluice_store::catalog::{CatalogError, Lookup, Reader};
+use sluice_store::blobs::salvageable;
+use sluice_store::catalog::{CatalogError, LiveSection, Lookup, Reader};
+use sluice_store::lake::Place;
 use sluice_store::verify::takes;
 
 use super::SyncError;
@@ -23,6 +26,27 @@ struct Candidate {
     wanted: Wanted,
     /// The blob that lay at the same path in the version before.
     base: Option<BlobHash>,
+    /// A damaged file that was this blob.
+    salvage: Option<Place>,
+}
+
+/// A published section that gives room to the owner's newest version of it.
+pub struct Before {
+    pub section: Section,
+    pub live: LiveSection,
+}
+
+/// The published sections but those that stay as they lie.
+pub fn published(r: &Reader, space: &SpaceId) -> Result<Vec<Before>, SyncError> {
+    let mut found = Vec::new();
+    let Some(record) = r.live(space)? else { return Ok(found) };
+    for live in record.sections.into_iter().filter(|s| !s.stays()) {
+        let raw = r.meta(space, &live.of.unwrap_or(record.snapshot).into())?;
+        let manifest = raw.and_then(|bytes| Manifest::from_bytes(&bytes).ok());
+        let section = manifest.and_then(|m| m.sections.into_iter().find(|s| s.path == live.path));
+        found.extend(section.filter(|s| s.tree.page == live.tree).map(|section| Before { section, live }));
+    }
+    Ok(found)
 }
 
 /// The difference between the live version and a new one.
@@ -65,15 +89,15 @@ pub fn entries(r: &Reader, space: &SpaceId, tree: &TreeRef) -> Result<Vec<Entry>
 }
 
 impl Survey {
-    /// Compares the chosen sections of `new` with those of `old`, the manifest that is live.
-    pub fn take(r: &Reader, space: &SpaceId, old: Option<&Manifest>, new: &[&Section]) -> Result<Self, SyncError> {
+    /// Compares the chosen sections of a new version with what is published.
+    pub fn take(r: &Reader, space: &SpaceId, old: &[Before], new: &[&Section]) -> Result<Self, SyncError> {
         let mut survey = Survey::default();
         let mut seen = HashSet::new();
-        let before: HashMap<Option<&LakePath>, &Section> =
-            old.into_iter().flat_map(|m| &m.sections).map(|s| (s.path.as_ref(), s)).collect();
+        let before: HashMap<Option<&LakePath>, &Before> = old.iter().map(|b| (b.section.path.as_ref(), b)).collect();
         for section in new {
             let old = before.get(&section.path.as_ref());
-            match old.filter(|o| o.tree == section.tree && o.kind == section.kind) {
+            let same = |o: &&&Before| o.section.tree == section.tree && o.section.kind == section.kind;
+            match old.filter(same).filter(|o| !o.live.is_remade()) {
                 Some(_) => survey.same.push((section.name().into(), section.tree.items, section.tree.weight)),
                 None => survey.section(r, space, old.copied(), section, &mut seen)?,
             }
@@ -85,13 +109,13 @@ impl Survey {
         &mut self,
         r: &Reader,
         space: &SpaceId,
-        old: Option<&Section>,
+        old: Option<&Before>,
         new: &Section,
         seen: &mut HashSet<BlobHash>,
     ) -> Result<(), SyncError> {
         let mut before: BTreeMap<LakePath, BlobHash> = BTreeMap::new();
         if let Some(old) = old {
-            let files = entries(r, space, &old.tree)?.into_iter();
+            let files = entries(r, space, &old.section.tree)?.into_iter();
             before.extend(files.filter_map(|e| e.hash.map(|hash| (e.path, hash))));
         }
         for entry in entries(r, space, &new.tree)? {
@@ -99,13 +123,22 @@ impl Survey {
             let base = before.get(&entry.path).copied();
             if base != Some(hash) {
                 self.changed.push((base, hash, entry.size));
+            } else if !r.has_blob(space, &hash)? {
+                // It was published and is gone or damaged: whoever compares names and times sends it whole.
+                self.changed.push((None, hash, entry.size));
             }
             if seen.insert(hash) {
+                let salvage = old.and_then(|o| salvageable(r, space, &o.live, &entry.path, &hash));
                 let wanted = Wanted { hash, size: entry.size, section: new.name().to_string() };
-                self.candidates.push(Candidate { wanted, base });
+                self.candidates.push(Candidate { wanted, base, salvage });
             }
         }
         Ok(())
+    }
+
+    /// Damaged files whose good chunks may be copied, by the blob that they were.
+    pub fn salvage(&self) -> HashMap<BlobHash, Place> {
+        self.candidates.iter().filter_map(|c| Some((c.wanted.hash, c.salvage.clone()?))).collect()
     }
 
     /// Blobs whose chunk lists are worth having: large, and without one here. Also at a first copy,
@@ -131,6 +164,9 @@ impl Survey {
                     here.load_base(base);
                 }
                 here.load_relatives(list);
+                if let Some(place) = &c.salvage {
+                    here.load_salvage(&c.wanted.hash, place, list);
+                }
             }
             plan.add(plan_blob(c.wanted.clone(), list.as_ref(), here));
         }

@@ -4,7 +4,7 @@
 //! so, and is never fetched again after that. Memory does not grow with the size of a file: a
 //! bounded number of blobs is open at once, and a segment at a time is in flight on each stream.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::ops::Range;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
@@ -19,7 +19,7 @@ use sluice_protocol::limits::SEGMENT_BYTES;
 use sluice_protocol::plan::{BlobPlan, Plan, Rung};
 use sluice_store::blobs::open_blob;
 use sluice_store::catalog::{Catalog, CatalogError, Lookup};
-use sluice_store::lake::Lake;
+use sluice_store::lake::{Lake, Place};
 use sluice_store::staging::{CHECKPOINT_BYTES, CHECKPOINT_MS, Staged, Staging, StagingError};
 use sluice_store::watch::Watch;
 use tokio_util::task::AbortOnDropHandle;
@@ -51,6 +51,8 @@ pub struct Transfer {
     pub watch: Arc<dyn Watch>,
     /// Requests in flight at once.
     pub streams: usize,
+    /// Damaged files whose good chunks are copied, by the blob that they were.
+    pub salvage: Arc<HashMap<BlobHash, Place>>,
 }
 
 /// Shared by the workers of one transfer.
@@ -124,7 +126,12 @@ impl Transfer {
         let gone = run.gone.lock().expect("no panic while held");
         match gone.first() {
             None => Ok(()),
-            Some(first) => Err(SyncError::Gone { count: gone.len(), first: *first }),
+            Some(first) => Err(SyncError::Gone {
+                count: gone.len(),
+                first: *first,
+                what: format!("blob {first}"),
+                version: String::new(),
+            }),
         }
     }
 
@@ -202,8 +209,9 @@ impl Transfer {
         let mut open: Option<(BlobHash, std::fs::File)> = None;
         for copy in &blob.copies {
             if open.as_ref().is_none_or(|(hash, _)| *hash != copy.from.blob) {
-                open =
-                    open_blob(&self.lake, &reader, &self.space, &copy.from.blob).ok().map(|b| (copy.from.blob, b.file));
+                let here = open_blob(&self.lake, &reader, &self.space, &copy.from.blob).ok().map(|b| b.file);
+                let damaged = || self.lake.open_place(self.salvage.get(&copy.from.blob)?).ok();
+                open = here.or_else(damaged).map(|file| (copy.from.blob, file));
             }
             if let Some((_, file)) = &open {
                 // A chunk that no longer hashes to its name stays missing, and is fetched.

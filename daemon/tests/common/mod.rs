@@ -95,7 +95,7 @@ impl World {
     pub async fn sync(&self) -> Value {
         let snapshot = Operation::SnapshotCreate { space: "acme".into(), tag: None };
         let taken = call(&self.owner, snapshot).await.unwrap();
-        let sync = call(&self.replica, Operation::Sync { space: None, dry_run: false }).await.unwrap();
+        let sync = call(&self.replica, Operation::Sync { space: None, dry_run: false, at: None }).await.unwrap();
         assert_eq!(sync["spaces"][0]["snapshot"], taken["snapshot"]);
         sync["spaces"][0].clone()
     }

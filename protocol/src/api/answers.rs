@@ -37,6 +37,8 @@ pub enum SpaceState {
     Stale,
     /// Two heads claim the same place: nothing is taken until a person decides.
     Frozen,
+    /// A section was changed here by hand and stays as it lies until a person decides.
+    Diverged,
 }
 
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -101,6 +103,12 @@ pub struct SpaceInfo {
     /// Whether and how well the site follows the space by itself.
     #[serde(default)]
     pub follow: FollowInfo,
+    /// Sections of a replica that do not follow the owner's newest version.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub diverged: Vec<DivergedSection>,
+    /// The version that a replica is held at, instead of the newest.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub held: Option<HeldAt>,
 }
 
 /// How a space is followed.
@@ -126,6 +134,28 @@ pub struct FollowInfo {
     /// When the owner looks through the lake next, or the replica asks next.
     #[serde(default)]
     pub next_ms: Option<TimeMs>,
+}
+
+/// A published section that was changed by hand.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DivergedSection {
+    pub section: String,
+    /// A person decided for the local files: the section is the site's own.
+    pub detached: bool,
+    /// A person decided for the owner's version: it comes with the next sync.
+    pub gives_way: bool,
+    /// The first changes, by lake path; `count` says how many there are.
+    pub changes: Vec<Skipped>,
+    pub count: u64,
+    /// The version that the section was published from.
+    pub snapshot: SnapshotId,
+}
+
+/// A version that a replica is held at.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HeldAt {
+    pub snapshot: SnapshotId,
+    pub seq: u64,
 }
 
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -280,6 +310,15 @@ pub struct SpaceSync {
     pub rungs: Vec<RungLine>,
     /// Sections published without being opened here, with the reason.
     pub unproven: Vec<Skipped>,
+    /// Published files that were missing or damaged here and are whole again.
+    #[serde(default)]
+    pub mended: u64,
+    /// Sections that stay as they lie because they were changed by hand.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub diverged: Vec<DivergedSection>,
+    /// The version that the space is held at.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub held: Option<HeldAt>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -312,6 +351,46 @@ pub struct VerifyReport {
     pub bytes: u64,
     pub seconds: f64,
     pub problems: Vec<Problem>,
+    /// What to do about the problems.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hint: Option<String>,
+    /// Sections that are the site's own and were not checked.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub detached: Vec<String>,
+}
+
+/// Which side of a divergence stays.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Keep {
+    /// The owner's version.
+    Theirs,
+    /// The local files.
+    Mine,
+}
+
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct ResolveReport {
+    pub space: String,
+    pub keep: Keep,
+    pub dry_run: bool,
+    /// Empty when nothing had diverged.
+    pub sections: Vec<ResolvedSection>,
+    /// The version that is live afterwards.
+    pub snapshot: Option<SnapshotId>,
+}
+
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct ResolvedSection {
+    pub section: String,
+    /// The folder that the losing side lies in; none when there was nothing of it, or in a dry run.
+    pub kept: Option<String>,
+    /// The first changes; `count` says how many there are.
+    pub changes: Vec<Skipped>,
+    pub count: u64,
+    /// Files whose losing version is not on this disk.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub not_here: Vec<String>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

@@ -143,6 +143,17 @@ pub enum Operation {
         space: Option<String>,
         #[serde(default)]
         dry_run: bool,
+        /// A version to publish and to stay at, or `newest` to follow again.
+        #[serde(default)]
+        at: Option<String>,
+    },
+    Resolve {
+        space: String,
+        #[serde(default)]
+        section: Option<String>,
+        keep: Keep,
+        #[serde(default)]
+        dry_run: bool,
     },
     /// Follow a space by itself, or no longer.
     Follow {
@@ -185,6 +196,7 @@ pub enum Outcome {
     Peers(Vec<PeerInfo>),
     Peer(Box<PeerInfo>),
     Sync(SyncReport),
+    Resolve(ResolveReport),
     Path(PathAnswer),
     Verify(VerifyReport),
     Gc(GcReport),

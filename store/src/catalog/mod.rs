@@ -28,8 +28,8 @@ use crate::disk::WholeFiles;
 
 pub use lookup::{Lookup, Raw, StoredTree};
 pub use records::{
-    BlobRecord, FileRecord, JournalRecord, LeaseRecord, LiveRecord, LiveSection, Located, PeerRecord, Role,
-    SnapshotRecord, SpaceRecord, StagingRecord, TicketRecord,
+    BlobRecord, CHANGES_MAX, FileRecord, JournalRecord, LeaseRecord, LiveRecord, LiveSection, LocalChange, Located,
+    PeerRecord, Role, SnapshotRecord, SpaceRecord, StagingRecord, TicketRecord,
 };
 pub use site::SiteLookup;
 pub use write::Batch;

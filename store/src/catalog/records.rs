@@ -2,7 +2,7 @@
 
 use sluice_protocol::codec::{Bytes, CodecError, Dec, Enc, Wire};
 use sluice_protocol::ids::{BlobHash, HeadId, SiteId, SnapshotId, SpaceId};
-use sluice_protocol::manifest::{History, SectionKind};
+use sluice_protocol::manifest::{History, Section, SectionKind};
 use sluice_protocol::path::LakePath;
 use sluice_protocol::record;
 
@@ -13,6 +13,8 @@ record! {
     pub struct FileRecord {
         0 => print: Fingerprint,
         1 => hash: BlobHash,
+        /// The bytes were found not to be `hash` although the fingerprint is the same.
+        2 => damaged: bool,
     }
 }
 
@@ -57,7 +59,77 @@ record! {
         3 => folder: String,
         /// Root page of its entries.
         4 => tree: BlobHash,
+        /// Files of it are missing or damaged: the next version makes its folder anew.
+        5 => worn: bool,
+        /// What was changed here by hand, at most [`CHANGES_MAX`] of it: the folder stays as it lies.
+        6 => changes: Vec<LocalChange>,
+        /// How many changes there are.
+        7 => change_count: Option<u64>,
+        /// A person made the section the site's own: it is neither replaced nor looked over.
+        8 => detached: bool,
+        /// The snapshot that it was published from, when that is not the live one.
+        9 => of: Option<SnapshotId>,
+        /// Folder below `.sluice` that takes the local changes once the owner's version is live here.
+        10 => gives_way: Option<String>,
     }
+}
+
+/// Local changes that a section names; more are counted.
+pub const CHANGES_MAX: usize = 100;
+
+record! {
+    /// One thing of a published section that was changed here by hand.
+    pub struct LocalChange {
+        /// Its path in the lake.
+        0 => path: String,
+        /// What happened to it.
+        1 => what: String,
+        /// Its fingerprint then, so that a large file is not hashed again to find it still changed.
+        2 => print: Option<Fingerprint>,
+        /// It is a name at the lake's top, where a link into the live version should be.
+        3 => top: bool,
+    }
+}
+
+impl LiveSection {
+    /// Its folder in the lake, or `.`.
+    pub fn name(&self) -> &str {
+        self.path.as_ref().map_or(".", LakePath::as_str)
+    }
+
+    /// Whether it stays as it lies, whatever the owner's newest version says.
+    pub fn stays(&self) -> bool {
+        self.gives_way.is_none() && (self.detached || self.change_count.is_some())
+    }
+
+    /// Whether its folder must be made anew even when the owner's version is the same.
+    pub fn is_remade(&self) -> bool {
+        !self.stays() && (self.worn || self.gives_way.is_some())
+    }
+
+    /// The names at the lake's top that something else has taken.
+    pub fn taken_tops(&self) -> impl Iterator<Item = &str> {
+        self.changes.iter().filter(|c| c.top).map(|c| c.path.as_str())
+    }
+}
+
+impl LiveRecord {
+    /// The section that stays as it lies and has no room for `section` beside it.
+    pub fn holds_back(&self, section: &Section) -> Option<&LiveSection> {
+        let top = section.path.as_ref().and_then(|p| p.names().next());
+        let in_the_way = |s: &&LiveSection| {
+            s.path == section.path
+                || !s.shallow && s.path.as_ref().is_none_or(|a| section.path.as_ref().is_some_and(|b| lies_in(b, a)))
+                || !section.shallow
+                    && section.path.as_ref().is_none_or(|a| s.path.as_ref().is_some_and(|b| lies_in(b, a)))
+                || s.taken_tops().any(|taken| Some(taken) == top)
+        };
+        self.sections.iter().filter(|s| s.stays()).find(in_the_way)
+    }
+}
+
+fn lies_in(path: &LakePath, folder: &LakePath) -> bool {
+    path.as_str().strip_prefix(folder.as_str()).is_some_and(|rest| rest.starts_with('/'))
 }
 
 record! {
@@ -115,6 +187,8 @@ record! {
         9 => phrase: Option<String>,
         /// Whether the site follows it by itself; none means yes.
         10 => follow: Option<bool>,
+        /// The version that a replica is held at, instead of the newest.
+        11 => held: Option<HeadId>,
     }
 }
 

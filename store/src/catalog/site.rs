@@ -4,7 +4,7 @@ use sluice_protocol::card::SiteCard;
 use sluice_protocol::codec::Document;
 use sluice_protocol::grants::GrantSet;
 use sluice_protocol::head::Head;
-use sluice_protocol::ids::{SiteId, SnapshotId, SpaceId, TicketId};
+use sluice_protocol::ids::{BlobHash, HeadId, SiteId, SnapshotId, SpaceId, TicketId};
 use sluice_protocol::signed::{Envelope, Signed};
 
 use super::lookup::{Raw, decode, key2};
@@ -75,9 +75,15 @@ pub trait SiteLookup: Lookup {
 
     /// Every head of a writer, ascending. Their signatures were checked before they were stored, and are
     /// not checked again.
-    fn each_head(&self, space: &SpaceId, writer: &SiteId, each: &mut dyn FnMut(Head)) -> Result<(), CatalogError> {
+    fn each_head(
+        &self,
+        space: &SpaceId,
+        writer: &SiteId,
+        each: &mut dyn FnMut(HeadId, Head),
+    ) -> Result<(), CatalogError> {
         self.raw_scan(Table::Heads as usize, &key2(&space.0, &writer.0), &mut |_, raw| {
-            each(Head::from_bytes(&Envelope::from_bytes(raw)?.payload.0)?);
+            let payload = Envelope::from_bytes(raw)?.payload.0;
+            each(HeadId(BlobHash::of(&payload).0), Head::from_bytes(&payload)?);
             Ok(true)
         })
     }

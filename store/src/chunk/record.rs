@@ -60,7 +60,7 @@ pub(crate) fn record(
             lost.extend(forget_place(batch, space, &old.hash, &file.path)?);
         }
         let print = if file.racy { unsettled(&file.print) } else { file.print.clone() };
-        let record = FileRecord { print, hash: file.hash, unknown: Default::default() };
+        let record = FileRecord { print, hash: file.hash, damaged: false, unknown: Default::default() };
         batch.put_file(space, &file.path, &record)?;
         add_place(batch, space, &file.hash, &file.path, &file.print)?;
         match &file.outboard {

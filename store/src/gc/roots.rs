@@ -7,7 +7,7 @@
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 
 use sluice_protocol::grants::Right;
-use sluice_protocol::ids::{BlobHash, SiteId, SnapshotId, SpaceId};
+use sluice_protocol::ids::{BlobHash, HeadId, SiteId, SnapshotId, SpaceId};
 
 use super::Retention;
 use crate::catalog::{CatalogError, Role, SiteLookup, SpaceRecord};
@@ -33,6 +33,7 @@ pub(super) struct Roots {
 
 /// What gc needs of a head.
 struct Line {
+    id: HeadId,
     manifest: SnapshotId,
     annex: BlobHash,
     grants: BlobHash,
@@ -43,13 +44,13 @@ impl Roots {
     pub fn of(r: &impl SiteLookup, space: &SpaceId, retention: &Retention) -> Result<Self, CatalogError> {
         let record = r.space(space)?.ok_or_else(|| CatalogError::Refused("the space is not known here".into()))?;
         let mut lines = Vec::new();
-        r.each_head(space, &record.owner, &mut |h| {
-            lines.push(Line { manifest: h.manifest, annex: h.annex, grants: h.grants, tag: h.tag });
+        r.each_head(space, &record.owner, &mut |id, h| {
+            lines.push(Line { id, manifest: h.manifest, annex: h.annex, grants: h.grants, tag: h.tag });
         })?;
         let mut roots = Roots { whole: record.role == Role::Owner, ..Roots::default() };
         match record.role {
             Role::Owner => roots.owned(&lines, retention),
-            Role::Replica => roots.copied(r, space, &lines)?,
+            Role::Replica => roots.copied(r, space, &record, &lines)?,
         }
         roots.leased(r, space, &record, retention)?;
         for line in &lines {
@@ -75,8 +76,20 @@ impl Roots {
         }
     }
 
-    fn copied(&mut self, r: &impl SiteLookup, space: &SpaceId, lines: &[Line]) -> Result<(), CatalogError> {
-        let live = r.live(space)?.map(|l| l.snapshot);
+    fn copied(
+        &mut self,
+        r: &impl SiteLookup,
+        space: &SpaceId,
+        record: &SpaceRecord,
+        lines: &[Line],
+    ) -> Result<(), CatalogError> {
+        let published = r.live(space)?;
+        let live = published.as_ref().map(|l| l.snapshot);
+        // A section that was changed here stays at the version that it was published from.
+        let stayed = published.iter().flat_map(|l| &l.sections).filter_map(|s| s.of);
+        self.manifests.extend(stayed.map(|id| (id.into(), true)));
+        let held = lines.iter().filter(|l| record.held == Some(l.id));
+        self.manifests.extend(held.map(|l| (l.manifest.into(), false)));
         let newest = lines.last().map(|l| l.manifest);
         self.manifests.extend(newest.map(|id| (id.into(), false)));
         self.manifests.extend(live.map(|id| (id.into(), true)));

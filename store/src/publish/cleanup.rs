@@ -4,6 +4,7 @@
 //! version uses it, and only files that were published there are removed from it. A folder that
 //! holds anything else stays, and is reported.
 
+use std::cell::OnceCell;
 use std::collections::{BTreeSet, HashMap};
 use std::time::{Duration, SystemTime};
 
@@ -13,11 +14,12 @@ use sluice_protocol::path::LakePath;
 use sluice_protocol::stages::is_regenerated;
 
 use super::PublishError;
+use super::aside::KEPT_FOLDER;
 use super::commit::{LiveFolders, record_places};
 use super::hands::{GENERATIONS_FOLDER, Hands, SECTIONS_FOLDER};
 use super::place::{Blobs, Inodes};
 use super::{generation, intent, old};
-use crate::blobs::{Fit, compare};
+use crate::blobs::{Fit, QUARANTINE_FOLDER, compare};
 use crate::catalog::{Located, Lookup};
 use crate::durable::{Folder, Kind};
 use crate::lake::Place;
@@ -54,8 +56,15 @@ pub(super) fn clean(hands: &Hands<'_>, keep: usize, grace: Duration) -> Result<C
         if kept.contains(number) {
             used.extend(folders_of(hands, *number)?);
         } else {
-            generation::remove(hands, &number.to_string())?;
-            cleaned.generations += 1;
+            match generation::remove(hands, &number.to_string()) {
+                Ok(()) => cleaned.generations += 1,
+                // Someone put a file into it after it was overtaken.
+                Err(PublishError::Stranger { path }) => {
+                    used.extend(folders_of(hands, *number)?);
+                    cleaned.kept.push(path.display().to_string());
+                }
+                Err(e) => return Err(e),
+            }
         }
     }
     if let Some(unfinished) = intent::load(&reader, &hands.space)? {
@@ -164,7 +173,7 @@ fn remove_folders(hands: &Hands<'_>, unused: &[String], cleaned: &mut Cleaned) -
 }
 
 /// The section folder and the rest of the path of a place below the sections.
-pub(super) fn in_section(place: &Place) -> Option<(&str, &str)> {
+pub(crate) fn in_section(place: &Place) -> Option<(&str, &str)> {
     let Place::Own(path) = place else { return None };
     path.as_str().strip_prefix(SECTIONS_FOLDER)?.strip_prefix('/')?.split_once('/')
 }
@@ -172,6 +181,7 @@ pub(super) fn in_section(place: &Place) -> Option<(&str, &str)> {
 /// Whether the folder holds nothing but published files as they were published, links and folders.
 fn only_ours(hands: &Hands<'_>, folder: &Folder, files: &Known) -> std::io::Result<bool> {
     let mut ours = true;
+    let put_aside = OnceCell::new();
     old::walk(folder, "", &mut |(path, seen, _)| {
         let known = match seen.kind {
             Kind::Folder | Kind::Link => true,
@@ -181,10 +191,27 @@ fn only_ours(hands: &Hands<'_>, folder: &Folder, files: &Known) -> std::io::Resu
                     || crate::blobs::prove_place(hands.lake, &at.place, *size, hash).is_some()
             }),
         };
+        // Another name of a file that was put aside is no loss.
+        let inode = (seen.print.dev, seen.print.inode);
+        let known = known || seen.kind == Kind::File && put_aside.get_or_init(|| inodes_aside(hands)).contains(&inode);
         ours &= known || is_hint(&path);
         ours
     })?;
     Ok(ours)
+}
+
+/// The files that lie in the quarantine or are kept from a decision.
+fn inodes_aside(hands: &Hands<'_>) -> Inodes {
+    let mut found = Inodes::new();
+    for name in [QUARANTINE_FOLDER, KEPT_FOLDER] {
+        let Ok(folder) = hands.own.open(name) else { continue };
+        // What cannot be read is not counted, so whatever may be the only copy stays.
+        let _ = old::walk(&folder, "", &mut |(_, seen, _)| {
+            found.insert((seen.print.dev, seen.print.inode));
+            true
+        });
+    }
+    found
 }
 
 /// Lance's hint of the newest version is made again by whoever needs it.

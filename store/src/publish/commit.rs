@@ -51,7 +51,8 @@ pub(super) fn record_places(
         let now: Vec<Located> = places.iter().filter_map(|at| refreshed(hands.lake, at, touched)).collect();
         for at in &now {
             if let Some(path) = live.lake_path(&at.place) {
-                let record = FileRecord { print: at.print.clone(), hash: *hash, unknown: Default::default() };
+                let record =
+                    FileRecord { print: at.print.clone(), hash: *hash, damaged: false, unknown: Default::default() };
                 batch.put_file(&hands.space, &path, &record)?;
             }
         }
@@ -117,6 +118,7 @@ pub(super) fn make_live(batch: &mut Batch, hands: &Hands<'_>, change: &Change<'_
     record_places(batch, hands, &LiveFolders::of(Some(change.record)), &change.blobs, &change.touched)?;
     batch.set_live(&hands.space, change.record)?;
     batch.put_setting(&annex_key(&hands.space), &change.annex.0)?;
+    super::aside::store(batch, &hands.space, &change.plan.moves)?;
     super::intent::clear(batch, &hands.space)
 }
 
@@ -130,7 +132,7 @@ fn put_files(batch: &mut Batch, hands: &Hands<'_>, s: &SectionPlan<'_>) -> Resul
     let failed = |source| CatalogError::Io { path: hands.lake.root().join(".sluice/sections").join(name), source };
     let folder = hands.sections.open(name).map_err(failed)?;
     let mut near: Option<(Option<LakePath>, Folder)> = None;
-    for entry in entries(batch, hands, s.section)? {
+    for entry in entries(batch, hands, &s.section)? {
         let (Some(hash), Ok(path)) = (entry.hash, s.section.lake_path(&entry.path)) else { continue };
         let parent = entry.path.parent();
         let here = match near.take() {
@@ -139,7 +141,7 @@ fn put_files(batch: &mut Batch, hands: &Hands<'_>, s: &SectionPlan<'_>) -> Resul
         };
         let seen = here.look(entry.path.file_name()).map_err(failed)?;
         if let Some(seen) = seen.filter(|seen| seen.kind == Kind::File && seen.print.size == entry.size) {
-            let record = FileRecord { print: seen.print, hash, unknown: Default::default() };
+            let record = FileRecord { print: seen.print, hash, damaged: false, unknown: Default::default() };
             batch.put_file(&hands.space, &path, &record)?;
         }
         near = Some((parent, here));

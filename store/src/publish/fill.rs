@@ -74,7 +74,7 @@ fn make(
     hands.folder(&hands.sections, name, &shown)?;
     placer.unsynced.name_in(None);
     let reader = hands.catalog.read()?;
-    let entries = entries_of(&reader, &hands.space, s.section).map_err(|e| plan::unreadable(s.section, &e))?;
+    let entries = entries_of(&reader, &hands.space, &s.section).map_err(|e| plan::unreadable(&s.section, &e))?;
     drop(reader);
     let mut placed = 0;
     for (n, entry) in entries.iter().enumerate() {

@@ -23,7 +23,14 @@ use crate::verify::relative;
 const NEXT_LIVE: &str = "live.next";
 
 /// Builds generation `number` anew and makes it durable.
-pub(super) fn build(hands: &Hands<'_>, number: u64, sections: &[SectionPlan<'_>]) -> Result<(), PublishError> {
+///
+/// The names in `taken` (lake paths) are left out: something that a person put there follows.
+pub(super) fn build(
+    hands: &Hands<'_>,
+    number: u64,
+    sections: &[SectionPlan<'_>],
+    taken: &BTreeSet<String>,
+) -> Result<(), PublishError> {
     let name = number.to_string();
     remove(hands, &name)?;
     let shown = format!(".sluice/{GENERATIONS_FOLDER}/{name}");
@@ -42,8 +49,8 @@ pub(super) fn build(hands: &Hands<'_>, number: u64, sections: &[SectionPlan<'_>]
         note_folders(&mut unsynced, &name, s)?;
         let path = s.section.path.as_ref();
         if s.section.shallow {
-            shallow(hands, &root, &name, s)?;
-        } else if let Some(path) = path {
+            shallow(hands, &root, &name, s, taken)?;
+        } else if let Some(path) = path.filter(|p| !taken.contains(p.as_str())) {
             let parent = hands.folder_path(&root, path.parent().as_ref(), &shown)?;
             let text = link_to(&name, path.parent().as_ref(), &[folder_of(s)]);
             hands.symlink(&text, (&parent, path.file_name()), &format!("{shown}/{path}"))?;
@@ -77,7 +84,7 @@ fn folder_of<'s>(s: &'s SectionPlan<'_>) -> &'s str {
 }
 
 /// The text of a link in `folder` of a generation that leads to something below the sections.
-fn link_to(generation: &str, folder: Option<&LakePath>, to: &[&str]) -> String {
+pub(super) fn link_to(generation: &str, folder: Option<&LakePath>, to: &[&str]) -> String {
     let mut from = vec![GENERATIONS_FOLDER, generation];
     from.extend(folder.iter().flat_map(|f| f.names()));
     let mut target = vec![SECTIONS_FOLDER];
@@ -85,12 +92,21 @@ fn link_to(generation: &str, folder: Option<&LakePath>, to: &[&str]) -> String {
     relative(&from, &target)
 }
 
-fn shallow(hands: &Hands<'_>, root: &Folder, generation: &str, s: &SectionPlan<'_>) -> Result<(), PublishError> {
+fn shallow(
+    hands: &Hands<'_>,
+    root: &Folder,
+    generation: &str,
+    s: &SectionPlan<'_>,
+    taken: &BTreeSet<String>,
+) -> Result<(), PublishError> {
     let folder = s.section.path.as_ref();
     let shown = format!(".sluice/{GENERATIONS_FOLDER}/{generation}");
     let here = hands.folder_path(root, folder, &shown)?;
     for entry in &s.entries {
         let name = entry.path.as_str();
+        if taken.contains(super::old::lake_path(folder, &entry.path)?.as_str()) {
+            continue;
+        }
         let shown = format!("{shown}/{}/{name}", s.section.name());
         match entry.kind {
             EntryKind::Folder => drop(hands.folder(&here, name, &shown)?),
@@ -183,17 +199,10 @@ pub(super) fn show(hands: &Hands<'_>, names: &BTreeSet<String>) -> Result<(), Pu
     let failed = |e| hands.failed("", e);
     let mut changed = false;
     for name in names {
-        match hands.top.look(name).map_err(failed)? {
-            None => {
-                hands.symlink(&top_text(name), (&hands.top, name), name)?;
-                changed = true;
-            }
-            Some(seen) => {
-                let ours = seen.kind == Kind::Link && hands.top.read_link(name).map_err(failed)? == top_text(name);
-                if !ours {
-                    return Err(PublishError::Occupied { path: hands.lake.root().join(name) });
-                }
-            }
+        // What a person put there stays: the next look finds it.
+        if hands.top.look(name).map_err(failed)?.is_none() {
+            hands.symlink(&top_text(name), (&hands.top, name), name)?;
+            changed = true;
         }
     }
     for name in hands.top.names().map_err(failed)?.0 {

@@ -22,6 +22,8 @@ use crate::staging::STAGING_FOLDER;
 pub const SECTIONS_FOLDER: &str = "sections";
 /// Folder of generations below `.sluice`.
 pub const GENERATIONS_FOLDER: &str = "generations";
+/// The room of what is moved aside: local changes that gave way, damaged files.
+const ASIDE: Room = "aside";
 /// The link below `.sluice` to the live generation.
 pub const LIVE_LINK: &str = "live";
 /// Readers pass through `.sluice` by name; they need not list it.
@@ -154,6 +156,11 @@ impl<'a> Hands<'a> {
         folder.sync().map_err(|e| self.failed(path, e))
     }
 
+    /// Makes everything on the lake's file system durable.
+    pub fn sync_all(&self, what: &str) -> Done {
+        self.own.sync_system().map_err(|e| self.failed(what, e))
+    }
+
     /// One change of the catalog; `what` names its point, as in `intent.commit`.
     pub fn commit<T>(
         &self,
@@ -173,6 +180,15 @@ impl<'a> Hands<'a> {
         for name in path.iter().flat_map(|p| p.names()) {
             at = format!("{at}/{name}");
             here = self.folder(&here, name, &at)?;
+        }
+        Ok(here)
+    }
+
+    /// Opens the folder at `path` below the lake's root, made as far as it is missing.
+    pub fn make_path(&self, path: &str) -> Result<Folder, PublishError> {
+        let mut here = Folder::of(&self.top, ASIDE).map_err(|e| self.failed(path, e))?;
+        for name in path.split('/').filter(|n| !n.is_empty()) {
+            here = self.folder(&here, name, path)?;
         }
         Ok(here)
     }

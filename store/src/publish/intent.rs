@@ -76,8 +76,17 @@ impl Intent {
 
     /// Published folders that hold files of versions other than `snapshot`.
     pub fn spoiled_for(&self, snapshot: SnapshotId) -> Vec<Spoiled> {
-        let mut all: Vec<Spoiled> = self.spoiled.iter().filter(|s| s.snapshot != snapshot).cloned().collect();
-        if self.snapshot != snapshot {
+        self.spoiled_unless(|s| s == snapshot)
+    }
+
+    /// Published folders that hold files of any version that is not live.
+    pub fn spoiled(&self) -> Vec<Spoiled> {
+        self.spoiled_unless(|_| false)
+    }
+
+    fn spoiled_unless(&self, fine: impl Fn(SnapshotId) -> bool) -> Vec<Spoiled> {
+        let mut all: Vec<Spoiled> = self.spoiled.iter().filter(|s| !fine(s.snapshot)).cloned().collect();
+        if !fine(self.snapshot) {
             all.extend(self.sections.iter().filter(|s| s.grows).map(|s| Spoiled {
                 snapshot: self.snapshot,
                 path: s.path.clone(),

@@ -11,16 +11,20 @@
 //! Invariant: readers see the version before or this one, never half. Stopped anywhere, a second run
 //! finishes, and until then the version before stays whole. A local change is never overwritten.
 
+mod aside;
 mod cleanup;
 mod commit;
 mod fill;
 mod generation;
 mod hands;
 mod intent;
+mod look;
 mod old;
 mod place;
 mod plan;
 mod recover;
+mod resolve;
+mod strays;
 mod target;
 
 use std::io;
@@ -39,13 +43,17 @@ use hands::Hands;
 use intent::{Intent, IntentSection};
 use plan::{Plan, SectionPlan};
 
+pub use aside::KEPT_FOLDER;
 pub use cleanup::Cleaned;
+pub(crate) use cleanup::in_section;
 pub(crate) use commit::live_annex;
 pub use hands::{GENERATIONS_FOLDER, LIVE_LINK, SECTIONS_FOLDER};
+pub use look::{Standing, look_over};
 pub(crate) use old::{lake_path, section_place, walk};
 pub(crate) use place::published_mode;
 pub use plan::How;
 pub use recover::Recovered;
+pub use resolve::{SetAside, keep_mine, keep_theirs};
 pub use target::{TargetError, TargetFacts, check_target};
 pub(crate) use target::{generation_link_text, link_text};
 
@@ -100,6 +108,9 @@ pub struct Published {
     pub unproven: Vec<String>,
     /// Published files that someone removed here; those that the version still lists are back.
     pub removed_here: Vec<String>,
+    /// Sections of the version that were not published, because one that was changed by hand has their
+    /// place: name, and by which.
+    pub held_back: Vec<(String, String)>,
     pub cleaned: Cleaned,
     /// What an earlier run had left to do.
     pub recovered: Recovered,
@@ -171,8 +182,9 @@ pub fn publish(
         generation,
         already: standing.is_some(),
         sections,
-        unproven: verified.unproven(),
+        unproven: plan.unproven,
         removed_here: plan.removed_here,
+        held_back: plan.held_back,
         cleaned: cleanup::clean(&hands, options.keep_generations, options.readers_grace)?,
         recovered,
     })
@@ -189,11 +201,16 @@ fn go_live(
 ) -> Result<(u64, Vec<PublishedSection>), PublishError> {
     let generation = begin(hands, verified, plan, left)?;
     let (sections, blobs, touched) = fill::all(hands, plan, live, watch)?;
-    generation::build(hands, generation, &plan.sections)?;
+    let taken = plan.carried.iter().filter(|s| s.replaced).map(|s| s.path.clone()).collect();
+    generation::build(hands, generation, &plan.sections, &taken)?;
+    if let Some(live) = live {
+        plan.moves.extend(plan.carried.iter().map(|s| strays::carry(s, live.generation, generation)));
+    }
     let record = live_record(verified, generation, plan);
     let change = commit::Change { plan, record: &record, annex: verified.head().annex, blobs, touched };
     hands.commit("live", |b| commit::make_live(b, hands, &change))?;
     generation::switch(hands, generation)?;
+    aside::finish(hands)?;
     generation::show(hands, &plan::top_names(&plan.sections)?)?;
     Ok((generation, sections))
 }
@@ -236,19 +253,27 @@ fn begin(
 }
 
 fn live_record(verified: &Verified, generation: u64, plan: &Plan<'_>) -> LiveRecord {
-    let sections = plan.sections.iter().map(|s| LiveSection {
-        path: s.section.path.clone(),
-        kind: s.section.kind,
-        shallow: s.section.shallow,
-        folder: s.folder.clone().unwrap_or_default(),
-        tree: s.section.tree.page,
-        unknown: Default::default(),
+    let sections = plan.sections.iter().map(|s| {
+        s.stays.clone().unwrap_or_else(|| LiveSection {
+            path: s.section.path.clone(),
+            kind: s.section.kind,
+            shallow: s.section.shallow,
+            folder: s.folder.clone().unwrap_or_default(),
+            tree: s.section.tree.page,
+            worn: false,
+            changes: vec![],
+            change_count: None,
+            detached: false,
+            of: None,
+            gives_way: None,
+            unknown: Default::default(),
+        })
     });
     LiveRecord {
         generation,
         snapshot: verified.snapshot(),
         sections: sections.collect(),
-        unproven: verified.unproven(),
+        unproven: plan.unproven.clone(),
         unknown: Default::default(),
     }
 }

@@ -1,8 +1,8 @@
 //! What is published now, and whether someone changed it behind our back.
 //!
 //! Invariant: nothing here writes. A file that is not what was published and one that was never
-//! published are refused before anything of their section is touched; one that was removed is named,
-//! and comes back.
+//! published are a person's work, and found before anything of their section is touched; one that was
+//! removed is named, and comes back.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -14,11 +14,12 @@ use sluice_protocol::stages::{Replace, is_regenerated, replace_of};
 
 use super::hands::{Hands, SECTIONS_FOLDER};
 use super::intent::Spoiled;
+use super::place::published_mode;
 use super::{PublishError, target};
 use crate::blobs::{Fit, compare, prove_place};
-use crate::catalog::{CatalogError, LiveSection, Lookup};
+use crate::catalog::{CatalogError, LiveRecord, LiveSection, Lookup};
 use crate::durable::{Folder, Kind, Seen};
-use crate::lake::Place;
+use crate::lake::{Fingerprint, Place};
 use crate::verify::diff::manifest_of;
 use crate::verify::entries_of;
 
@@ -48,6 +49,16 @@ pub(super) fn entries_in(
     Ok(section.and_then(|s| entries_of(reader, space, s).ok()))
 }
 
+/// The manifest that lists a section of the live version: the live one, or that of the version it stayed at.
+pub(super) fn manifest_for(
+    reader: &impl Lookup,
+    space: &SpaceId,
+    live: &LiveRecord,
+    section: &LiveSection,
+) -> Result<Option<Manifest>, CatalogError> {
+    manifest_of(reader, space, section.of.unwrap_or(live.snapshot))
+}
+
 /// How the manifest of the published version lists a published section.
 pub(super) fn listed_as<'m>(manifest: Option<&'m Manifest>, live: &LiveSection) -> Option<&'m Section> {
     manifest?.sections.iter().find(|s| s.path == live.path && s.tree.page == live.tree)
@@ -55,6 +66,67 @@ pub(super) fn listed_as<'m>(manifest: Option<&'m Manifest>, live: &LiveSection) 
 
 /// Blobs and their sizes that unfinished versions may have placed under a path.
 type Tolerated = BTreeMap<LakePath, Vec<(BlobHash, u64)>>;
+
+/// What is said of a file with other bytes than were published.
+const CHANGED: &str = "was changed here";
+const NOT_UTF8: &str = "holds a name that is not UTF-8";
+
+/// How the folder of a published section differs from what was published there.
+#[derive(Debug, Default)]
+pub(super) struct Inspection {
+    /// Files, links and folders that are gone.
+    pub removed: Vec<Removed>,
+    /// Files whose bytes are known to be damaged, and that nobody touched since.
+    pub damaged: Vec<Damaged>,
+    /// Files with the right bytes, but not with the mode or the time that they were published with.
+    pub undressed: u64,
+    /// What a person did.
+    pub changes: Vec<Change>,
+    /// Files with another fingerprint than is recorded; their bytes were hashed again and are right.
+    pub proven: Vec<Proven>,
+}
+
+/// Something published that is gone.
+#[derive(Debug)]
+pub(super) struct Removed {
+    /// Its path in the lake.
+    pub path: String,
+    /// The blob and the place that no longer holds it, for a file.
+    pub at: Option<(BlobHash, Place)>,
+}
+
+/// See [`Inspection::damaged`].
+#[derive(Debug)]
+pub(super) struct Damaged {
+    pub hash: BlobHash,
+    pub place: Place,
+}
+
+/// See [`Inspection::changes`].
+#[derive(Debug)]
+pub(super) struct Change {
+    /// Below the section's folder.
+    pub path: String,
+    pub what: &'static str,
+    pub print: Option<Fingerprint>,
+}
+
+/// See [`Inspection::proven`].
+#[derive(Debug)]
+pub(super) struct Proven {
+    pub path: LakePath,
+    pub hash: BlobHash,
+    /// In bytes.
+    pub size: u64,
+    pub place: Place,
+    pub print: Fingerprint,
+}
+
+impl Inspection {
+    fn change(&mut self, path: &str, what: &'static str, seen: &Seen) {
+        self.changes.push(Change { path: path.to_string(), what, print: Some(seen.print.clone()) });
+    }
+}
 
 /// What lies under a path: what it is, and the text of a link.
 type Found = (String, Seen, Option<String>);
@@ -81,7 +153,7 @@ impl<'h, 'a> Old<'h, 'a> {
     }
 
     fn name(&self) -> String {
-        self.live.path.as_ref().map_or_else(|| ".".to_string(), LakePath::to_string)
+        self.live.name().to_string()
     }
 
     fn diverged(&self, path: &str, what: &'static str) -> PublishError {
@@ -91,38 +163,81 @@ impl<'h, 'a> Old<'h, 'a> {
     /// Fails when the folder holds anything that was not published; `spoiled` names files of versions
     /// that were never finished, which may be there too.
     ///
-    /// Returns the lake paths of files that were removed here: nothing of them can be lost.
-    pub fn check(&self, reader: &impl Lookup, spoiled: &[Spoiled]) -> Result<Vec<String>, PublishError> {
+    /// Nothing of what else is found can be lost: what was removed here, and what is damaged.
+    pub fn check(&self, reader: &impl Lookup, spoiled: &[Spoiled]) -> Result<Inspection, PublishError> {
+        let found = self.inspect(reader, spoiled)?;
+        match found.changes.first() {
+            Some(change) if self.live.gives_way.is_none() => Err(self.diverged(&change.path, change.what)),
+            _ => Ok(found),
+        }
+    }
+
+    /// Compares what lies in the section's folder with what was published there.
+    ///
+    /// A file is hashed only when its fingerprint is not the recorded one.
+    pub fn inspect(&self, reader: &impl Lookup, spoiled: &[Spoiled]) -> Result<Inspection, PublishError> {
         let shown = format!(".sluice/{SECTIONS_FOLDER}/{}", self.live.folder);
+        let mut found = Inspection::default();
         let folder = match self.hands.sections.open(&self.live.folder) {
             Ok(folder) => folder,
-            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(vec![self.name()]),
+            Err(e) if e.kind() == io::ErrorKind::NotFound => {
+                found.removed.push(Removed { path: self.name(), at: None });
+                return Ok(found);
+            }
             Err(e) => return Err(self.hands.failed(&shown, e)),
         };
         let tolerated = self.spoiled_entries(reader, spoiled)?;
         // Both sides come in the order of their paths, so they are merged without being held.
         let entries = self.entries.iter().flatten();
-        let mut wanted = entries.filter(|e| self.lies_in_folder(e)).peekable();
-        let mut removed = Vec::new();
-        let mut problem = None;
-        let walked = walk(&folder, "", &mut |found| {
-            while let Some(entry) = wanted.next_if(|e| *e.path.as_str() < *found.0) {
-                removed.push(self.shown(&entry.path));
+        let mut wanted = entries.clone().filter(|e| self.lies_in_folder(e)).peekable();
+        let mut failed = None;
+        let walked = walk(&folder, "", &mut |seen| {
+            while let Some(entry) = wanted.next_if(|e| *e.path.as_str() < *seen.0) {
+                found.removed.push(self.removed(entry));
             }
-            let checked = match wanted.next_if(|e| e.path.as_str() == found.0) {
-                Some(entry) => self.check_entry(reader, entry, &found, &tolerated),
-                None => self.check_stranger(&found, &tolerated),
+            let checked = match wanted.next_if(|e| e.path.as_str() == seen.0) {
+                Some(entry) => self.check_entry(reader, entry, &seen, &tolerated, &mut found),
+                None => self.check_stranger(&seen, &tolerated, &mut found),
             };
-            problem = checked.err();
-            problem.is_none()
+            failed = checked.err();
+            failed.is_none()
         });
-        walked.map_err(|e| self.hands.failed(&shown, e))?;
-        removed.extend(wanted.map(|e| self.shown(&e.path)));
-        problem.map_or(Ok(removed), Err)
+        match walked {
+            Ok(_) => {}
+            Err(e) if e.kind() == io::ErrorKind::InvalidData => {
+                found.changes.push(Change { path: String::new(), what: NOT_UTF8, print: None });
+                return Ok(found);
+            }
+            Err(e) => return Err(self.hands.failed(&shown, e)),
+        }
+        if let Some(e) = failed {
+            return Err(e);
+        }
+        found.removed.extend(wanted.map(|e| self.removed(e)));
+        let folders = entries.filter(|e| e.kind == EntryKind::Folder && !self.live.shallow);
+        let gone = folders.filter(|e| folder.descend(Some(&e.path)).is_err());
+        found.removed.extend(gone.map(|e| self.removed(e)));
+        Ok(found)
     }
 
-    fn shown(&self, path: &LakePath) -> String {
+    fn removed(&self, entry: &Entry) -> Removed {
+        let at = section_place(&self.live.folder, &entry.path).ok();
+        Removed { path: self.shown(&entry.path), at: entry.hash.zip(at) }
+    }
+
+    /// The lake path of something in this section.
+    pub fn shown(&self, path: &LakePath) -> String {
         lake_path(self.live.path.as_ref(), path).map_or_else(|_| path.to_string(), |p| p.to_string())
+    }
+
+    /// What it should hold; empty when the metadata of its version is gone.
+    pub fn entries(&self) -> &[Entry] {
+        self.entries.as_deref().unwrap_or_default()
+    }
+
+    /// The listed entry at `path`.
+    pub fn entry(&self, path: &str) -> Option<&Entry> {
+        self.entries.as_ref()?.iter().find(|e| e.path.as_str() == path)
     }
 
     /// Links of shallow sections lie in the generation; folders are made by what is in them.
@@ -136,49 +251,86 @@ impl<'h, 'a> Old<'h, 'a> {
         entry: &Entry,
         (_, seen, text): &Found,
         tolerated: &Tolerated,
+        found: &mut Inspection,
     ) -> Result<(), PublishError> {
         let (hands, path) = (self.hands, entry.path.as_str());
         if entry.kind == EntryKind::Link {
             let section = self.live.path.as_ref();
             let wanted = target::link_text(section, &entry.path, entry.target.as_deref().unwrap_or("."))?;
-            let same = text.as_ref().is_some_and(|t| *t == wanted);
-            return if same { Ok(()) } else { Err(self.diverged(path, "is another link")) };
-        }
-        let recorded = reader.file(&hands.space, &lake_path(self.live.path.as_ref(), &entry.path)?)?;
-        let hash = entry.hash.unwrap_or(BlobHash([0; 32]));
-        if seen.kind == Kind::File
-            && recorded.is_some_and(|r| r.hash == hash && compare(&r.print, &seen.print) == Fit::Same)
-        {
+            if text.as_ref().is_none_or(|t| *t != wanted) {
+                found.change(path, "is another link", seen);
+            }
             return Ok(());
         }
+        if seen.kind != Kind::File {
+            found.change(path, "was replaced here", seen);
+            return Ok(());
+        }
+        let in_lake = lake_path(self.live.path.as_ref(), &entry.path)?;
+        let hash = entry.hash.unwrap_or(BlobHash([0; 32]));
+        let recorded = reader.file(&hands.space, &in_lake)?.filter(|r| r.hash == hash);
         let place = section_place(&self.live.folder, &entry.path)?;
-        let is = |hash: &BlobHash, size: u64| prove_place(hands.lake, &place, size, hash).is_some();
+        match recorded.map(|r| (compare(&r.print, &seen.print), r.damaged)) {
+            Some((Fit::Same, false)) => return Ok(()),
+            Some((Fit::Same | Fit::Touched, true)) => {
+                found.damaged.push(Damaged { hash, place });
+                return Ok(());
+            }
+            _ => {}
+        }
+        if self.still_changed(&in_lake, seen) {
+            found.change(path, CHANGED, seen);
+            return Ok(());
+        }
+        if let Some(print) = prove_place(hands.lake, &place, entry.size, &hash) {
+            let dressed =
+                seen.mode == published_mode(entry) && entry.mtime_ns.is_none_or(|ns| ns == seen.print.mtime_ns);
+            if dressed {
+                found.proven.push(Proven { path: in_lake, hash, size: entry.size, place, print });
+            } else {
+                found.undressed += 1;
+            }
+            return Ok(());
+        }
         // An unfinished version may have replaced a pointer.
         let pointer = replace_of(self.live.kind, &entry.path) == Replace::Pointer;
-        let spoiled = || tolerated.get(&entry.path).into_iter().flatten().any(|(h, size)| is(h, *size));
-        if seen.kind == Kind::File && (is(&hash, entry.size) || pointer && spoiled()) {
-            return Ok(());
+        if !(pointer && self.is_tolerated(&entry.path, &place, tolerated)) {
+            found.change(path, CHANGED, seen);
         }
-        Err(self.diverged(path, "was changed here"))
+        Ok(())
     }
 
-    fn check_stranger(&self, (path, seen, _): &Found, tolerated: &Tolerated) -> Result<(), PublishError> {
+    /// Whether a file was found changed before and is as it was then.
+    fn still_changed(&self, path: &LakePath, seen: &Seen) -> bool {
+        let known = self.live.changes.iter().find(|c| !c.top && c.path == path.as_str() && c.what == CHANGED);
+        known.and_then(|c| c.print.as_ref()).is_some_and(|p| compare(p, &seen.print) == Fit::Same)
+    }
+
+    fn is_tolerated(&self, path: &LakePath, place: &Place, tolerated: &Tolerated) -> bool {
+        let mut known = tolerated.get(path).into_iter().flatten();
+        known.any(|(hash, size)| prove_place(self.hands.lake, place, *size, hash).is_some())
+    }
+
+    fn check_stranger(
+        &self,
+        (path, seen, _): &Found,
+        tolerated: &Tolerated,
+        found: &mut Inspection,
+    ) -> Result<(), PublishError> {
         if seen.kind == Kind::Link && self.entries.is_none() {
             return Ok(());
         }
-        let stranger = || self.diverged(path, "was added here");
-        let Ok(lake_path) = LakePath::parse(path) else { return Err(stranger()) };
-        if is_regenerated(self.live.kind, &lake_path) {
-            return Ok(());
-        }
-        let place = section_place(&self.live.folder, &lake_path)?;
-        let known = tolerated.get(&lake_path).into_iter().flatten();
-        for (hash, size) in known {
-            if prove_place(self.hands.lake, &place, *size, hash).is_some() {
+        if let Ok(parsed) = LakePath::parse(path) {
+            if is_regenerated(self.live.kind, &parsed) {
+                return Ok(());
+            }
+            let place = section_place(&self.live.folder, &parsed)?;
+            if self.is_tolerated(&parsed, &place, tolerated) {
                 return Ok(());
             }
         }
-        Err(stranger())
+        found.change(path, "was added here", seen);
+        Ok(())
     }
 
     /// Files that unfinished versions may have placed in this folder.

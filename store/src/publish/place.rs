@@ -315,7 +315,7 @@ impl<'h, 'a> Placer<'h, 'a> {
 }
 
 /// Copies a blob; `false` when the bytes were not the blob.
-fn copy_bytes(from: &File, to: &File, size: u64, hash: &BlobHash) -> io::Result<bool> {
+pub(super) fn copy_bytes(from: &File, to: &File, size: u64, hash: &BlobHash) -> io::Result<bool> {
     if disk::clone_blocks(SECTIONS_FOLDER, to, from).is_ok() {
         return Ok(crate::blobs::hash_file(to, size)? == *hash);
     }

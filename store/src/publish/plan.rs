@@ -1,8 +1,11 @@
 //! What each section of the new version needs: nothing, a few files, or a folder of its own.
 //!
-//! Invariant: planning writes nothing, and it fails when publishing would lose a local change. So a
-//! refusal leaves the lake exactly as it was.
+//! A section that was changed by hand stays as it lies, and the others go on.
+//!
+//! Invariant: planning writes nothing, and it fails when publishing would lose a local change that no
+//! look has found yet. So a refusal leaves the lake exactly as it was.
 
+use std::borrow::Cow;
 use std::collections::BTreeSet;
 
 use sluice_protocol::manifest::{Entry, EntryKind, Section};
@@ -10,15 +13,18 @@ use sluice_protocol::path::LakePath;
 use sluice_protocol::stages::{Replace, grows_in_place, replace_of};
 
 use super::PublishError;
+use super::aside::{self, Move};
 use super::hands::{Hands, LIVE_LINK};
 use super::intent::{Intent, Spoiled};
-use super::old::{Old, lake_path, listed_as, section_place};
+use super::look::find_strays;
+use super::old::{Old, lake_path, listed_as, manifest_for, section_place};
 use super::place::Over;
+use super::strays::{Stray, put_away};
 use crate::blobs::{Fit, compare, prove_place};
 use crate::catalog::{LiveRecord, LiveSection, Lookup, Reader};
-use crate::durable::Kind;
+use crate::durable::{Kind, Seen};
 use crate::lake::Place;
-use crate::verify::diff::{Changes, changes, manifest_of};
+use crate::verify::diff::{Changes, changes};
 use crate::verify::{Verified, VerifiedSection, VerifyError, entries_of};
 
 /// How a section is published.
@@ -41,7 +47,7 @@ pub(super) struct Addition {
 }
 
 pub(super) struct SectionPlan<'v> {
-    pub section: &'v Section,
+    pub section: Cow<'v, Section>,
     pub how: How,
     /// Name below `.sluice/sections`; none until one is chosen.
     pub folder: Option<String>,
@@ -49,6 +55,8 @@ pub(super) struct SectionPlan<'v> {
     pub entries: Vec<Entry>,
     /// What a growing section gets.
     pub additions: Vec<Addition>,
+    /// A published section that was changed by hand, and stays as it is recorded here.
+    pub stays: Option<LiveSection>,
 }
 
 pub(super) struct Plan<'v> {
@@ -58,6 +66,14 @@ pub(super) struct Plan<'v> {
     pub spoiled: Vec<Spoiled>,
     /// Published files that someone removed.
     pub removed_here: Vec<String>,
+    /// Files to move out of the way of readers, once the version is live.
+    pub moves: Vec<Move>,
+    /// What a person put into the live generation and that goes on into the next.
+    pub carried: Vec<Stray>,
+    /// Sections of the version that are not published, because a changed one has their place: name, by which.
+    pub held_back: Vec<(String, String)>,
+    /// Sections that cannot be proven here, as `name: reason`.
+    pub unproven: Vec<String>,
 }
 
 impl Plan<'_> {
@@ -66,7 +82,7 @@ impl Plan<'_> {
         live.is_some_and(|l| {
             l.snapshot == verified.snapshot()
                 && l.sections.len() == self.sections.len()
-                && l.unproven == verified.unproven()
+                && l.unproven == self.unproven
                 && self.sections.iter().all(|s| s.how == How::Kept)
         })
     }
@@ -81,31 +97,143 @@ pub(super) fn plan<'v>(
     intent: Option<&Intent>,
 ) -> Result<Plan<'v>, PublishError> {
     let spoiled = intent.map(|i| i.spoiled_for(verified.snapshot())).unwrap_or_default();
-    let before = live.map(|l| manifest_of(reader, &hands.space, l.snapshot)).transpose()?.flatten();
-    let mut sections = Vec::new();
-    let mut staying: BTreeSet<&str> = BTreeSet::new();
+    let mut plan = Plan {
+        sections: stay(hands, reader, live)?,
+        retired: vec![],
+        spoiled,
+        removed_here: vec![],
+        moves: vec![],
+        carried: vec![],
+        held_back: vec![],
+        unproven: verified.unproven(),
+    };
+    plan.unproven.extend(still_unproven(live));
+    let mut staying: BTreeSet<&str> = live.iter().flat_map(|l| &l.sections).filter(|s| s.stays()).map(folder).collect();
     for v in verified.sections() {
-        let old = live.and_then(|l| l.sections.iter().find(|s| s.path == v.section.path));
-        let folder = intent.and_then(|i| i.folder_for(verified.snapshot(), v.section.path.as_ref()));
-        let old = old.filter(|o| spoiled.iter().all(|s| s.folder != o.folder));
-        let listed = old.and_then(|o| listed_as(before.as_ref(), o));
-        let plan = plan_section(hands, reader, v, old, listed, folder)?;
-        if plan.how != How::Made
-            && let Some(old) = old
+        if let Some(by) = live.and_then(|l| l.holds_back(&v.section)) {
+            plan.held_back.push((v.section.name().to_string(), by.name().to_string()));
+            continue;
+        }
+        let old = live.and_then(|l| l.sections.iter().find(|s| s.path == v.section.path && !s.stays()));
+        let chosen = intent.and_then(|i| i.folder_for(verified.snapshot(), v.section.path.as_ref()));
+        let usable = old.filter(|o| !o.is_remade() && plan.spoiled.iter().all(|s| s.folder != o.folder));
+        let before = live.zip(usable).map(|(l, o)| manifest_for(reader, &hands.space, l, o)).transpose()?.flatten();
+        let listed = usable.and_then(|o| listed_as(before.as_ref(), o));
+        let section = plan_section(hands, reader, v, usable, listed, chosen)?;
+        if section.how != How::Made
+            && let Some(old) = usable
         {
             staying.insert(&old.folder);
         }
-        sections.push(plan);
+        plan.sections.push(section);
     }
-    let (mut retired, mut removed_here) = (Vec::new(), Vec::new());
-    for section in live.iter().flat_map(|l| &l.sections).filter(|s| !staying.contains(s.folder.as_str())) {
-        let old = Old::load(hands, reader, before.as_ref(), section)?;
-        removed_here.extend(old.check(reader, &spoiled)?);
-        retired.extend(old.listed);
+    // As in a manifest, and as the next look will find them.
+    plan.sections.sort_by(|a, b| a.section.path.cmp(&b.section.path));
+    for (live, section) in live.iter().flat_map(|l| l.sections.iter().map(move |s| (l, s))) {
+        if !staying.contains(section.folder.as_str()) {
+            retire(hands, reader, live, section, &mut plan)?;
+        }
     }
-    let plan = Plan { sections, retired, spoiled, removed_here };
-    check_tops(hands, &top_names(&plan.sections)?)?;
+    if let Some(live) = live {
+        strays_of(hands, reader, live, &mut plan)?;
+    }
+    check_tops(hands, &top_names(&plan.sections)?, &given_tops(live))?;
     Ok(plan)
+}
+
+/// What lies in the live generation follows into the next one, or gives way with its section.
+fn strays_of(hands: &Hands<'_>, reader: &Reader, live: &LiveRecord, plan: &mut Plan<'_>) -> Result<(), PublishError> {
+    for stray in find_strays(hands, reader, live)?.strays {
+        let section = stray.section.map(|at| &live.sections[at]);
+        match section.and_then(|s| s.gives_way.as_ref()) {
+            Some(kept) => plan.moves.push(put_away(&stray, live.generation, kept)),
+            None => {
+                if stray.replaced
+                    && let Some(section) = section.filter(|s| !s.stays())
+                {
+                    return Err(PublishError::Diverged {
+                        section: section.name().to_string(),
+                        path: stray.path,
+                        what: "was replaced here",
+                    });
+                }
+                plan.carried.push(stray);
+            }
+        }
+    }
+    Ok(())
+}
+
+fn folder(section: &LiveSection) -> &str {
+    &section.folder
+}
+
+/// The sections that were changed by hand: they stay as they lie, and the new generation shows them.
+fn stay<'v>(
+    hands: &Hands<'_>,
+    reader: &Reader,
+    live: Option<&LiveRecord>,
+) -> Result<Vec<SectionPlan<'v>>, PublishError> {
+    let mut all = Vec::new();
+    for (live, old) in live.iter().flat_map(|l| l.sections.iter().map(move |s| (l, s))).filter(|(_, s)| s.stays()) {
+        let manifest = manifest_for(reader, &hands.space, live, old)?;
+        let gone = || PublishError::Entries {
+            section: old.name().to_string(),
+            cause: "the manifest that it was published from is gone".into(),
+        };
+        let section = listed_as(manifest.as_ref(), old).ok_or_else(gone)?.clone();
+        let outside = section.shallow || section.path.is_none();
+        let entries = match outside {
+            true => entries_of(reader, &hands.space, &section).map_err(|e| unreadable(&section, &e))?,
+            false => vec![],
+        };
+        let of = Some(old.of.unwrap_or(live.snapshot));
+        all.push(SectionPlan {
+            section: Cow::Owned(section),
+            how: How::Kept,
+            folder: Some(old.folder.clone()),
+            entries,
+            additions: vec![],
+            stays: Some(LiveSection { of, ..old.clone() }),
+        });
+    }
+    Ok(all)
+}
+
+/// What was said of the sections that stay.
+fn still_unproven(live: Option<&LiveRecord>) -> Vec<String> {
+    let Some(live) = live else { return vec![] };
+    let of = |s: &LiveSection| {
+        let prefix = format!("{}: ", s.name());
+        live.unproven.iter().find(|u| u.starts_with(&prefix)).cloned()
+    };
+    live.sections.iter().filter(|s| s.stays()).filter_map(of).collect()
+}
+
+/// A section folder that will not be live any more: nothing that a person did in it may be lost.
+fn retire(
+    hands: &Hands<'_>,
+    reader: &Reader,
+    live: &LiveRecord,
+    section: &LiveSection,
+    plan: &mut Plan<'_>,
+) -> Result<(), PublishError> {
+    let manifest = manifest_for(reader, &hands.space, live, section)?;
+    let old = Old::load(hands, reader, manifest.as_ref(), section)?;
+    let found = old.check(reader, &plan.spoiled)?;
+    plan.removed_here.extend(found.removed.iter().map(|r| r.path.clone()));
+    plan.moves.extend(aside::of_damaged(&found));
+    if let Some(kept) = &section.gives_way {
+        plan.moves.extend(aside::of_changes(section, &old, &found, kept));
+    }
+    plan.retired.extend(old.listed);
+    Ok(())
+}
+
+/// Names at the top that a person took and that are moved away for the owner's version.
+fn given_tops(live: Option<&LiveRecord>) -> BTreeSet<String> {
+    let giving = live.into_iter().flat_map(|l| &l.sections);
+    giving.flat_map(|s| s.taken_tops()).map(str::to_string).collect()
 }
 
 fn plan_section<'v>(
@@ -122,7 +250,14 @@ fn plan_section<'v>(
     let all = || entries_of(reader, &hands.space, section).map_err(unreadable);
     let entries = if outside { all()? } else { vec![] };
     let chosen = chosen.map(str::to_string);
-    let mut plan = SectionPlan { section, how: How::Made, folder: chosen, entries, additions: vec![] };
+    let mut plan = SectionPlan {
+        section: Cow::Borrowed(section),
+        how: How::Made,
+        folder: chosen,
+        entries,
+        additions: vec![],
+        stays: None,
+    };
     let same_shape = |o: &&LiveSection| o.kind == section.kind && o.shallow == section.shallow;
     let Some(old) = old.filter(same_shape).filter(|o| hands.sections.open(&o.folder).is_ok()) else {
         return Ok(plan);
@@ -233,13 +368,17 @@ pub(super) fn top_text(name: &str) -> String {
     format!("{}/{LIVE_LINK}/{name}", sluice_protocol::path::OWN_FOLDER)
 }
 
-/// Nothing but our own links may have the names that the version shows.
-fn check_tops(hands: &Hands<'_>, names: &BTreeSet<String>) -> Result<(), PublishError> {
-    for name in names {
-        let failed = |e| hands.failed(name, e);
-        let Some(seen) = hands.top.look(name).map_err(failed)? else { continue };
-        let ours = seen.kind == Kind::Link && hands.top.read_link(name).map_err(failed)? == top_text(name);
-        if !ours {
+/// Whether what lies under a name at the lake's top is our own link into the live version.
+pub(super) fn is_our_top(hands: &Hands<'_>, name: &str, seen: &Seen) -> Result<bool, PublishError> {
+    let text = || hands.top.read_link(name).map_err(|e| hands.failed(name, e));
+    Ok(seen.kind == Kind::Link && text()? == top_text(name))
+}
+
+/// Nothing but our own links may have the names that the version shows, but for what a look found there.
+fn check_tops(hands: &Hands<'_>, names: &BTreeSet<String>, known: &BTreeSet<String>) -> Result<(), PublishError> {
+    for name in names.difference(known) {
+        let Some(seen) = hands.top.look(name).map_err(|e| hands.failed(name, e))? else { continue };
+        if !is_our_top(hands, name, &seen)? {
             return Err(PublishError::Occupied { path: hands.lake.root().join(name) });
         }
     }

@@ -14,7 +14,7 @@ use sluice_protocol::manifest::EntryKind;
 use super::hands::Hands;
 use super::intent::{self, Intent};
 use super::old::{entries_in, section_place};
-use super::{PublishError, generation};
+use super::{PublishError, aside, generation};
 use crate::blobs::{Fit, fit_of, prove_place};
 use crate::catalog::{Located, Lookup};
 use crate::lake::Place;
@@ -41,6 +41,7 @@ pub(super) fn recover(hands: &Hands<'_>) -> Result<Recovered, PublishError> {
             generation::switch(hands, live.generation)?;
             done.switched = Some(live.generation);
         }
+        aside::finish(hands)?;
         generation::show(hands, &generation::shown_names(hands, live.generation)?)?;
     }
     if let Some(intent) = &intent {

@@ -9,13 +9,13 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use rayon::prelude::*;
 use sluice_protocol::annex::Annex;
 use sluice_protocol::codec::Document;
-use sluice_protocol::ids::SpaceId;
+use sluice_protocol::ids::{BlobHash, SpaceId};
 use sluice_protocol::manifest::{Entry, EntryKind, Manifest, Section};
 use sluice_protocol::path::LakePath;
 use sluice_protocol::stages::is_regenerated;
@@ -24,7 +24,7 @@ use super::{Proof, entries_of, name_of, tables};
 use crate::blobs::{BlobError, Fit, compare, prove_place};
 use crate::catalog::{Catalog, CatalogError, LiveRecord, LiveSection, Lookup, Reader};
 use crate::durable::{Folder, Kind, Seen};
-use crate::lake::{Lake, LakeError};
+use crate::lake::{Lake, LakeError, Place};
 use crate::publish::{
     GENERATIONS_FOLDER, LIVE_LINK, SECTIONS_FOLDER, generation_link_text, lake_path, link_text, live_annex,
     published_mode, section_place, walk,
@@ -35,6 +35,9 @@ use crate::watch::Watch;
 
 /// Problems that are kept with their names; more are counted.
 const PROBLEMS_MAX: usize = 10_000;
+
+/// What is said of a file that rotted.
+const DAMAGED: &str = "the bytes are damaged: they changed, and nothing else about the file did";
 
 /// One thing that is not as it was published.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
@@ -72,6 +75,17 @@ pub struct Report {
     pub problems: Vec<Problem>,
     /// All problems.
     pub problem_count: u64,
+    /// Files whose bytes changed though their fingerprint did not: the disk's doing, nobody's edit.
+    pub rotten: Vec<Rotten>,
+    /// Sections that a person made the site's own; they are not checked.
+    pub detached: Vec<String>,
+}
+
+/// A published file that rotted.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Rotten {
+    pub hash: BlobHash,
+    pub place: Place,
 }
 
 impl Report {
@@ -92,6 +106,7 @@ struct Live<'a> {
     deep: bool,
     watch: &'a dyn Watch,
     bytes_done: AtomicU64,
+    rotten: Mutex<Vec<Rotten>>,
 }
 
 /// Checks the live version; see the module's page.
@@ -123,16 +138,28 @@ pub fn verify_live(
         deep,
         watch,
         bytes_done: AtomicU64::new(0),
+        rotten: Mutex::default(),
     };
     live.check_links(&record, &mut report);
     for section in &record.sections {
-        let known = manifest.sections.iter().find(|s| s.path == section.path && s.tree.page == section.tree);
+        if section.detached {
+            report.detached.push(name(section));
+            continue;
+        }
+        let stayed = match section.of.filter(|of| *of != record.snapshot) {
+            Some(of) => super::diff::manifest_of(&live.reader, space, of)?,
+            None => None,
+        };
+        let listed = stayed.as_ref().unwrap_or(&manifest);
+        let known = listed.sections.iter().find(|s| s.path == section.path && s.tree.page == section.tree);
         match known {
             None => report.add(&name(section), "", "the manifest does not list it"),
             Some(known) => live.check_section(&record, section, known, readers, &mut report)?,
         }
     }
     report.problems.sort();
+    report.rotten = live.rotten.into_inner().unwrap_or_else(PoisonError::into_inner);
+    report.rotten.sort();
     Ok(report)
 }
 
@@ -202,7 +229,9 @@ impl Live<'_> {
             }
         }
         self.check_strangers(section, known, &entries, &found, report);
-        if self.deep && before == report.problem_count {
+        // What the annex says of a table is about the live version only.
+        let current = section.of.is_none_or(|of| of == record.snapshot);
+        if self.deep && current && before == report.problem_count {
             self.check_table(record, section, known, &entries, readers, report)?;
         }
         Ok(())
@@ -281,9 +310,10 @@ impl Live<'_> {
             return Ok(Some("cannot be named".into()));
         };
         let recorded = self.reader.file(self.space, &path)?;
-        let fits = recorded.filter(|r| r.hash == hash).map_or(Fit::Other, |r| compare(&r.print, &seen.print));
+        let recorded = recorded.filter(|r| r.hash == hash);
+        let fits = recorded.as_ref().map_or(Fit::Other, |r| compare(&r.print, &seen.print));
         if !self.deep && fits == Fit::Same {
-            return Ok(None);
+            return Ok(recorded.filter(|r| r.damaged).map(|_| DAMAGED.to_string()));
         }
         // A touched or unknown file is hashed even in a shallow check: it may be quite right.
         let Ok(place) = section_place(&section.folder, &entry.path) else {
@@ -292,7 +322,14 @@ impl Live<'_> {
         let right = prove_place(self.lake, &place, entry.size, &hash).is_some();
         let done = self.bytes_done.fetch_add(entry.size, Ordering::Relaxed) + entry.size;
         self.watch.amount("verify", 0, 0, done, 0);
-        Ok((!right).then(|| "the bytes are not those of the manifest".to_string()))
+        if right {
+            return Ok(None);
+        }
+        if fits == Fit::Same {
+            self.rotten.lock().unwrap_or_else(PoisonError::into_inner).push(Rotten { hash, place });
+            return Ok(Some(DAMAGED.to_string()));
+        }
+        Ok(Some("the bytes are not those of the manifest".to_string()))
     }
 
     fn check_strangers(

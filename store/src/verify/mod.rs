@@ -29,7 +29,7 @@ use sluice_protocol::tree::{TreeError, read_tree};
 pub use layout::LayoutError;
 pub(crate) use links::relative;
 pub use links::{LinkError, resolve as resolve_link};
-pub use live::{Problem, Report, verify_live};
+pub use live::{Problem, Report, Rotten, verify_live};
 
 use crate::blobs::BlobError;
 use crate::catalog::{Catalog, CatalogError, LiveRecord, Lookup};
@@ -180,14 +180,18 @@ pub fn verify(
     let (manifest, annex) = documents(&reader, &received)?;
     let live = reader.live(&received.space)?;
     let before = live.as_ref().map(|l| diff::manifest_of(&reader, &received.space, l.snapshot)).transpose()?.flatten();
-    let all: Vec<&Section> = manifest.sections.iter().filter(|s| received.takes(s)).collect();
+    // A section that was changed by hand stays as it lies; nothing of the owner's is wanted in its place.
+    let held = |s: &Section| live.as_ref().is_some_and(|l| l.holds_back(s).is_some());
+    let all: Vec<&Section> = manifest.sections.iter().filter(|s| received.takes(s) && !held(s)).collect();
     let looks: Vec<Look> = all.iter().map(|s| look(s, live.as_ref(), readers)).collect();
     check_layout(&reader, &received.space, &all, &looks)?;
     drop(reader);
     let mut blobs = blobs::Check::new(lake, catalog, &received.space, watch);
     for (section, _) in all.iter().zip(&looks).filter(|(_, look)| **look == Look::New) {
         let old = before.as_ref().and_then(|m| m.sections.iter().find(|s| s.path == section.path));
-        let old = old.filter(|o| live.as_ref().is_some_and(|l| l.sections.iter().any(|s| s.tree == o.tree.page)));
+        let old = old.filter(|o| {
+            live.as_ref().is_some_and(|l| l.sections.iter().any(|s| s.tree == o.tree.page && !s.is_remade()))
+        });
         blobs.section(section, &unproven_entries(&catalog.read()?, &received.space, old, section)?)?;
     }
     blobs.finish()?;
@@ -245,7 +249,7 @@ enum Look {
 
 fn look(section: &Section, live: Option<&LiveRecord>, readers: &[Arc<dyn TableReader>]) -> Look {
     let same = live.filter(|l| {
-        l.sections.iter().any(|s| {
+        l.sections.iter().filter(|s| !s.is_remade()).any(|s| {
             (&s.path, s.kind, s.shallow, s.tree) == (&section.path, section.kind, section.shallow, section.tree.page)
         })
     });

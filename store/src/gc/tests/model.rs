@@ -512,6 +512,7 @@ fn record(role: Role, owner: SiteId) -> SpaceRecord {
         sections: vec![],
         sources: vec![],
         frozen: None,
+        held: None,
         phrase: None,
         follow: None,
         unknown: Default::default(),

@@ -134,7 +134,7 @@ impl Site {
         let mut annexes = BTreeSet::new();
         let owner = reader.space(&self.space).unwrap().unwrap().owner;
         reader
-            .each_head(&self.space, &owner, &mut |h| {
+            .each_head(&self.space, &owner, &mut |_, h| {
                 if h.manifest == snapshot {
                     annexes.insert(h.annex);
                     reach.metas.insert(h.grants);

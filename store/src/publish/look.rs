@@ -1,0 +1,178 @@
+//! A look over what is published, before a version is asked for: is everything there, did anyone change it?
+//!
+//! Cheap: names, modes and fingerprints; a file is hashed only when its fingerprint moved. What is
+//! found is written into the record of the live version, so that planning, verifying and publishing
+//! agree about it: a *worn* section (files missing or damaged) is made anew, a *diverged* one (changed
+//! by hand) stays as it lies.
+//!
+//! Invariant: no file is touched here. A change by hand, once found, stands in the catalog until the
+//! change is gone or a person resolved it.
+
+use std::collections::BTreeSet;
+
+use sluice_protocol::ids::SpaceId;
+use sluice_protocol::manifest::Entry;
+use sluice_protocol::path::LakePath;
+
+use super::hands::Hands;
+use super::old::{Inspection, Old, listed_as, manifest_for};
+use super::plan::is_our_top;
+use super::strays::{Expected, Found};
+use super::{PublishError, intent};
+use crate::catalog::{
+    Batch, CHANGES_MAX, Catalog, CatalogError, FileRecord, LiveRecord, LiveSection, LocalChange, Located, Lookup,
+    Reader,
+};
+use crate::lake::{Fingerprint, Lake};
+use crate::verify::entries_of;
+
+/// What a look found.
+#[derive(Debug, Clone, Default)]
+pub struct Standing {
+    /// The live version, with what was found of its sections; none when nothing is published.
+    pub live: Option<LiveRecord>,
+    /// Published files that are missing or damaged, or have lost their mode or time, in sections that
+    /// the next version makes anew.
+    pub to_mend: u64,
+    /// Of those, the lake paths of what was removed here.
+    pub removed_here: Vec<String>,
+}
+
+/// What a change by hand at the lake's top is called.
+const TOP_TAKEN: &str = "has taken the place of the link into the live version";
+const REPLACED: &str = "was replaced here";
+const ADDED: &str = "was added here";
+
+/// Looks over the live version of a replica; see the module's page.
+pub fn look_over(lake: &Lake, catalog: &Catalog, space: &SpaceId) -> Result<Standing, PublishError> {
+    if catalog.read()?.live(space)?.is_none() {
+        return Ok(Standing::default());
+    }
+    let hands = Hands::open(lake, catalog, *space)?;
+    let reader = catalog.read()?;
+    let Some(before) = reader.live(space)? else { return Ok(Standing::default()) };
+    let mut look = Look { hands: &hands, reader: &reader, now: before.clone(), standing: Standing::default() };
+    let strays = find_strays(&hands, &reader, &before)?;
+    let mut learned = Vec::new();
+    for at in 0..before.sections.len() {
+        if !before.sections[at].detached {
+            learned.push(look.section(at, &strays)?);
+        }
+    }
+    let Look { now, mut standing, .. } = look;
+    drop(reader);
+    let news = learned.iter().any(|i| !i.proven.is_empty() || i.removed.iter().any(|r| r.at.is_some()));
+    if now != before || news {
+        hands.commit("standing", |b| {
+            learned.iter().try_for_each(|inspection| learn(b, space, inspection))?;
+            b.set_live(space, &now)
+        })?;
+    }
+    standing.live = Some(now);
+    Ok(standing)
+}
+
+struct Look<'h, 'a> {
+    hands: &'h Hands<'a>,
+    reader: &'h Reader,
+    now: LiveRecord,
+    standing: Standing,
+}
+
+impl Look<'_, '_> {
+    fn section(&mut self, at: usize, strays: &Found) -> Result<Inspection, PublishError> {
+        let section = self.now.sections[at].clone();
+        let manifest = manifest_for(self.reader, &self.hands.space, &self.now, &section)?;
+        let spoiled = intent::load(self.reader, &self.hands.space)?.map(|i| i.spoiled()).unwrap_or_default();
+        let old = Old::load(self.hands, self.reader, manifest.as_ref(), &section)?;
+        let inspection = old.inspect(self.reader, &spoiled)?;
+        let mut changes = self.tops(&section, &old)?;
+        let own = strays.strays.iter().filter(|s| s.section == Some(at));
+        changes.extend(own.map(|s| local(&s.path, if s.replaced { REPLACED } else { ADDED }, Some(&s.seen.print))));
+        let count = changes.len() + inspection.changes.len();
+        let room = CHANGES_MAX.saturating_sub(changes.len());
+        changes.extend(inspection.changes.iter().take(room).map(|c| {
+            let path = LakePath::parse(&c.path).map_or_else(|_| old_path(&section, &c.path), |p| old.shown(&p));
+            local(&path, c.what, c.print.as_ref())
+        }));
+        // Top names come first: none of them may be cut off.
+        let hurt = strays.gone.iter().filter(|s| **s == at).count() as u64
+            + (inspection.removed.len() + inspection.damaged.len()) as u64
+            + inspection.undressed;
+        let now = &mut self.now.sections[at];
+        now.changes = changes;
+        now.change_count = (count > 0).then_some(count as u64);
+        if count == 0 {
+            now.gives_way = None;
+        }
+        now.worn = hurt > 0;
+        if !now.stays() {
+            self.standing.to_mend += hurt;
+            self.standing.removed_here.extend(inspection.removed.iter().map(|r| r.path.clone()));
+        }
+        Ok(inspection)
+    }
+
+    /// Names at the lake's top that should lead into this section and were taken by something else.
+    fn tops(&self, section: &LiveSection, old: &Old<'_, '_>) -> Result<Vec<LocalChange>, PublishError> {
+        let mut taken = Vec::new();
+        for name in top_names_of(section, old.entries()) {
+            let seen = self.hands.top.look(&name).map_err(|e| self.hands.failed(&name, e))?;
+            if let Some(seen) = seen
+                && !is_our_top(self.hands, &name, &seen)?
+            {
+                taken.push(LocalChange { top: true, ..local(&name, TOP_TAKEN, Some(&seen.print)) });
+            }
+        }
+        Ok(taken)
+    }
+}
+
+fn local(path: &str, what: &str, print: Option<&Fingerprint>) -> LocalChange {
+    let (path, what, print) = (path.to_string(), what.to_string(), print.cloned());
+    LocalChange { path, what, print, top: false, unknown: Default::default() }
+}
+
+/// What a person put into the live generation.
+pub(super) fn find_strays(hands: &Hands<'_>, reader: &Reader, live: &LiveRecord) -> Result<Found, PublishError> {
+    let mut expected = Expected::default();
+    for (at, section) in live.sections.iter().enumerate() {
+        let manifest = manifest_for(reader, &hands.space, live, section)?;
+        let listed = listed_as(manifest.as_ref(), section).filter(|_| section.shallow);
+        let entries = listed.map(|s| entries_of(reader, &hands.space, s)).transpose();
+        let entries =
+            entries.map_err(|e| PublishError::Entries { section: section.name().to_string(), cause: e.to_string() })?;
+        expected.add(at, live.generation, section, &entries.unwrap_or_default())?;
+    }
+    expected.compare(hands, live.generation)
+}
+
+/// The names at the lake's top through which a published section is seen.
+pub(super) fn top_names_of(section: &LiveSection, entries: &[Entry]) -> BTreeSet<String> {
+    let first = |path: &LakePath| path.names().next().map(str::to_string);
+    match &section.path {
+        Some(path) => first(path).into_iter().collect(),
+        None => entries.iter().filter_map(|e| first(&e.path)).collect(),
+    }
+}
+
+fn old_path(section: &LiveSection, path: &str) -> String {
+    match section.name() {
+        "." => path.to_string(),
+        name => format!("{name}/{path}").trim_end_matches('/').to_string(),
+    }
+}
+
+/// What hashing and looking taught: fresh fingerprints, and places that hold nothing any more.
+fn learn(b: &mut Batch, space: &SpaceId, inspection: &Inspection) -> Result<(), CatalogError> {
+    for p in &inspection.proven {
+        let record = FileRecord { print: p.print.clone(), hash: p.hash, damaged: false, unknown: Default::default() };
+        b.put_file(space, &p.path, &record)?;
+        let at = Located { place: p.place.clone(), print: p.print.clone(), unknown: Default::default() };
+        b.add_place(space, &p.hash, p.size, at)?;
+    }
+    for (hash, place) in inspection.removed.iter().filter_map(|r| r.at.as_ref()) {
+        b.remove_place(space, hash, place)?;
+    }
+    Ok(())
+}
