@@ -13,6 +13,7 @@ use sluice_protocol::ticket::TicketError;
 use sluice_store::blobs::BlobError;
 use sluice_store::catalog::CatalogError;
 use sluice_store::chunk::ChunkError;
+use sluice_store::deed::DeedError;
 use sluice_store::gc::GcError;
 use sluice_store::lake::LakeError;
 use sluice_store::pins::PinError;
@@ -69,7 +70,7 @@ impl Explain for CatalogError {
     fn hint(&self) -> Option<String> {
         match self {
             CatalogError::Corrupt { path, .. } => Some(format!(
-                "move `{}` aside and start again: the lakes are not touched; add owned spaces anew, and join others anew into an empty folder",
+                "stop the site and run `sluice repair --lake DIR` for each of its lakes: it moves `{}` aside and makes it again from what lies in them",
                 path.display()
             )),
             CatalogError::UnknownSchema { .. } => hint("use the build that wrote it, or a newer one"),
@@ -126,6 +127,30 @@ impl Explain for SnapshotError {
 }
 
 impl Explain for BlobError {}
+
+impl Explain for DeedError {
+    fn failure(&self) -> Failure {
+        match self {
+            DeedError::Damaged { .. } => Failure::Verification,
+            DeedError::Catalog(e) => e.failure(),
+            _ => Failure::Error,
+        }
+    }
+    fn hint(&self) -> Option<String> {
+        match self {
+            DeedError::None(_) => hint(
+                "name the folder of a lake that this site shared or received; without a deed, add an owned space anew, and join a received one anew",
+            ),
+            DeedError::OtherSite { .. } => hint("run it with the home of the site that made it"),
+            DeedError::Damaged { .. } => {
+                hint("restore the home from a backup; or add an owned space anew, and join a received one anew")
+            }
+            DeedError::Io { source, .. } => io_hint(source),
+            DeedError::Lake(e) => Explain::hint(e),
+            DeedError::Catalog(e) => Explain::hint(e),
+        }
+    }
+}
 
 impl Explain for PinError {}
 

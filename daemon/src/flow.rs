@@ -28,6 +28,7 @@ use sluice_protocol::plan::Plan;
 use sluice_protocol::signed::Signed;
 use sluice_store::catalog::{CatalogError, LiveRecord, Lookup, SiteLookup, SnapshotRecord, SpaceRecord};
 use sluice_store::chunk::{Chunks, Lost, chunk};
+use sluice_store::deed;
 use sluice_store::lake::{Lake, Place};
 use sluice_store::pins::{self, PinOptions, PinReport};
 use sluice_store::publish::{self, PublishOptions, Published, Standing};
@@ -38,6 +39,7 @@ use sluice_store::verify::{Received, Verified, verify};
 use sluice_store::watch::Watch;
 
 use crate::clock::now_ms;
+use crate::config::Config;
 use crate::errors::OrExplain;
 use crate::follow;
 use crate::holdings::SpaceHoldings;
@@ -76,7 +78,7 @@ pub fn take_snapshot(
     let lake = site.lake_of(record)?;
     let before = site.catalog.read().or_explain()?.newest_head(space, &site.id).or_explain()?;
 
-    let options = scan_options(site, record, before.as_deref());
+    let options = scan_options(&site.config, record, before.as_deref());
     let chunks = read_lake(site, space, &lake, &options, job)?;
     if job.is_automatic()
         && let Some(before) = &before
@@ -93,6 +95,7 @@ pub fn take_snapshot(
     if changed {
         keep(site, &lake, space, &snapshot, job);
     }
+    keep_deed(site, space, record);
 
     Ok(Taken { snapshot, head, changed, signed, seconds: started.elapsed().as_secs_f64() })
 }
@@ -140,12 +143,13 @@ fn refuse_losses(
     Ok(())
 }
 
-fn scan_options(site: &Site, record: &SpaceRecord, before: Option<&Head>) -> ScanOptions {
+/// How a lake is scanned.
+pub fn scan_options(config: &Config, record: &SpaceRecord, before: Option<&Head>) -> ScanOptions {
     ScanOptions {
         history: record.history.unwrap_or(History::All),
         opaque: record.opaque,
-        opaque_folders: site.config.scan.opaque.iter().cloned().collect(),
-        sections: site.config.scan.sections.clone(),
+        opaque_folders: config.scan.opaque.iter().cloned().collect(),
+        sections: config.scan.sections.clone(),
         previous: before.map(|h| Previous { snapshot: h.manifest, annex: h.annex }),
         ..ScanOptions::default()
     }
@@ -202,6 +206,14 @@ fn sign(
         Ok(head)
     });
     Ok((stored.or_explain()?, changed))
+}
+
+/// Leaves in the lake what makes a lost catalog again. It is a spare: that it cannot be written stops nothing.
+pub fn keep_deed(site: &Site, space: &SpaceId, record: &SpaceRecord) {
+    let kept = site.lake_of(record).and_then(|lake| deed::keep(&lake, &site.catalog, site.id, space).or_explain());
+    if let Err(e) = kept {
+        tracing::warn!(space = %record.name, error = %e, "the deed of the space could not be written into its lake");
+    }
 }
 
 /// Signs the newest head of a quiet space again when half its life is over.
@@ -509,6 +521,9 @@ async fn published(
         let swept = Staging::open(&lake, space, &site.catalog).and_then(|staging| staging.sweep(&|_| false));
         if let Err(e) = swept {
             job.note(format!("what is left in staging stays for now: {e}"));
+        }
+        if let Ok(Some(record)) = site.catalog.read().and_then(|r| r.space(&space)) {
+            keep_deed(&site, &space, &record);
         }
         Ok(published)
     })

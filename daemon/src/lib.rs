@@ -19,6 +19,7 @@ pub mod news;
 pub mod node;
 pub mod pairing;
 pub mod policy;
+pub mod repair;
 pub mod retention;
 pub mod service;
 pub mod site;

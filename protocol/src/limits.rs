@@ -24,6 +24,8 @@ pub const SIGNED_BYTES_MAX: usize = 64 * 1024;
 pub const GRANTS_BYTES_MAX: usize = 512 * 1024;
 /// Largest manifest or annex root, in bytes.
 pub const MANIFEST_BYTES_MAX: usize = 16 * 1024 * 1024;
+/// Largest deed of a space that is read from a lake, in bytes: some manifests, an annex, grants, cards.
+pub const DEED_BYTES_MAX: u64 = 256 * 1024 * 1024;
 /// Largest page of a manifest tree, in bytes.
 pub const PAGE_BYTES_MAX: usize = 16 * 1024 * 1024;
 /// Most items in one page; a page that would grow longer is cut.

@@ -6,6 +6,7 @@
 pub mod blobs;
 pub mod catalog;
 pub mod chunk;
+pub mod deed;
 pub mod disk;
 mod durable;
 pub mod gc;
@@ -13,6 +14,7 @@ pub mod lake;
 pub mod outboard;
 pub mod pins;
 pub mod publish;
+pub mod rebuild;
 pub mod scan;
 pub mod snapshot;
 pub mod staging;

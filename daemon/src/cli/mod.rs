@@ -1,7 +1,7 @@
 //! The command line: words in, one operation, words out.
 //!
 //! Invariant: a command knows nothing that the API does not tell, but for `init`, `up`, `service`,
-//! `doctor` and `demo`, which are there before a daemon runs. With `--json` standard output is one JSON
+//! `doctor`, `demo` and `repair`, which are there before a daemon runs. With `--json` standard output is one JSON
 //! document and nothing else; a failure is one sentence, a hint and an exit code. Only this folder and
 //! the loading of settings read the environment.
 
@@ -20,6 +20,7 @@ mod output;
 mod path;
 mod peer;
 mod progress;
+mod repair;
 mod resolve;
 mod service;
 mod snapshot;
@@ -97,6 +98,7 @@ enum Verb {
     Resolve(resolve::Resolve),
     Path(path::PathOf),
     Verify(verify::Verify),
+    Repair(repair::Repair),
     Gc(gc::Gc),
     Demo(demo::Demo),
     Completions(completions::Completions),
@@ -135,6 +137,7 @@ fn act(verb: Verb, context: &Context) -> Result<Ended> {
         Verb::Service(service) => service.run(context),
         Verb::Completions(completions) => completions.run(),
         Verb::Demo(demo) => demo.run(context),
+        Verb::Repair(repair) => repair.run(context),
         other => context::block_on(ask(other, context)),
     }
 }
@@ -155,7 +158,7 @@ async fn ask(verb: Verb, context: &Context) -> Result<Ended> {
         Verb::Path(path) => path.run(context).await,
         Verb::Verify(verify) => verify.run(context).await,
         Verb::Gc(gc) => gc.run(context).await,
-        Verb::Init(_) | Verb::Up(_) | Verb::Service(_) | Verb::Completions(_) | Verb::Demo(_) => {
+        Verb::Init(_) | Verb::Up(_) | Verb::Service(_) | Verb::Completions(_) | Verb::Demo(_) | Verb::Repair(_) => {
             unreachable!("`act` runs these without a daemon")
         }
     }

@@ -23,6 +23,7 @@ use sluice_store::lake::{Lake, Place};
 
 use crate::clock::now_ms;
 use crate::errors::OrExplain;
+use crate::flow::keep_deed;
 use crate::follow::Follow;
 use crate::lanes::{Host, ServedBlob, ServedData};
 use crate::policy::Policy;
@@ -48,6 +49,11 @@ impl SiteHost {
 
     fn pair(&self, from: SiteId, request: &PairRequest) -> Message {
         let admitted = pairing::admit(&self.site.catalog, &self.site.key, from, request);
+        if let Ok(space) = &admitted
+            && let Ok(Some(record)) = self.site.catalog.read().and_then(|r| r.space(space))
+        {
+            keep_deed(&self.site, space, &record);
+        }
         let answered = admitted.and_then(|space| self.first_news(&space));
         match answered {
             Ok(news) => Message::News(news),

@@ -164,7 +164,7 @@ async fn tend(site: Site, jobs: Jobs) {
 }
 
 /// The table readers of this build.
-fn readers() -> Vec<Arc<dyn TableReader>> {
+pub(crate) fn readers() -> Vec<Arc<dyn TableReader>> {
     #[cfg(feature = "engine")]
     return sluice_indexer::readers();
     #[cfg(not(feature = "engine"))]

@@ -7,6 +7,7 @@ use sluice_store::catalog::{CatalogError, Lookup, PeerRecord, Reader, Role, Site
 use super::SiteNode;
 use crate::clock::now_ms;
 use crate::errors::OrExplain;
+use crate::flow::keep_deed;
 use crate::{journal, pairing};
 
 impl SiteNode {
@@ -82,6 +83,11 @@ impl SiteNode {
             Ok(())
         });
         written.or_explain()?;
+        for (id, record) in self.site.catalog.read().or_explain()?.spaces().or_explain()? {
+            if record.role == Role::Owner {
+                keep_deed(&self.site, &id, &record);
+            }
+        }
         // Rights are gone; now the streams that were opened with them.
         self.site.lane.disconnect(site);
         let spaces = if taken.is_empty() { "no space".into() } else { taken.join(", ") };

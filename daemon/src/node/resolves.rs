@@ -16,7 +16,7 @@ use sluice_store::publish::{KEPT_FOLDER, keep_mine, keep_theirs};
 use super::{SiteNode, usage};
 use crate::clock::{now_ms, rfc3339};
 use crate::errors::OrExplain;
-use crate::flow::{look, off_reactor, recover};
+use crate::flow::{keep_deed, look, off_reactor, recover};
 use crate::jobs::Job;
 use crate::journal;
 
@@ -136,7 +136,12 @@ impl SiteNode {
             answer.kept = (!aside.kept.is_empty()).then(|| folder.to_string());
             answer.not_here = aside.not_here;
         }
-        Ok(())
+        let (site, space, record) = (self.site.clone(), *space, record.clone());
+        off_reactor(move || {
+            keep_deed(&site, &space, &record);
+            Ok(())
+        })
+        .await
     }
 }
 

@@ -163,6 +163,24 @@ impl Catalog {
         Ok(catalog)
     }
 
+    /// Whether the catalog in `home` can be read from its first page to its last; slow. That there is none is
+    /// no damage.
+    pub fn is_sound(home: &Path) -> Result<bool, CatalogError> {
+        let path = home.join("catalog.redb");
+        if !path.exists() {
+            return Ok(true);
+        }
+        let mut db = match open_db(&path) {
+            Ok(db) => db,
+            Err(CatalogError::Corrupt { .. }) => return Ok(false),
+            Err(e) => return Err(e),
+        };
+        let checked = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+            db.check_integrity().is_ok() && every_row(&db).is_ok()
+        }));
+        Ok(checked.unwrap_or(false))
+    }
+
     fn prepare(&self, path: &Path) -> Result<(), CatalogError> {
         let found = self.write(|b| -> Result<u64, CatalogError> {
             b.make_tables()?;
@@ -222,6 +240,22 @@ impl Catalog {
     pub fn home(&self) -> &Path {
         &self.0.home
     }
+}
+
+/// Reads everything once.
+fn every_row(db: &Database) -> Result<(), CatalogError> {
+    let txn = db.begin_read()?;
+    for def in DEFS {
+        let table = match txn.open_table(*def) {
+            // Stopped before its first change.
+            Err(redb::TableError::TableDoesNotExist(_)) => continue,
+            table => table?,
+        };
+        for row in redb::ReadableTable::iter(&table)? {
+            row?;
+        }
+    }
+    Ok(())
 }
 
 fn open_db(path: &Path) -> Result<Database, CatalogError> {

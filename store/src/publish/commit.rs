@@ -93,6 +93,11 @@ pub(crate) fn live_annex(reader: &impl Lookup, space: &SpaceId) -> Result<Option
     Ok(raw.and_then(|raw| raw.try_into().ok()).map(BlobHash))
 }
 
+/// Says which annex belongs to the live version.
+pub(crate) fn set_live_annex(batch: &mut Batch, space: &SpaceId, annex: &BlobHash) -> Result<(), CatalogError> {
+    batch.put_setting(&annex_key(space), &annex.0)
+}
+
 /// What makes a version the live one.
 pub(super) struct Change<'p> {
     pub plan: &'p Plan<'p>,
@@ -117,7 +122,7 @@ pub(super) fn make_live(batch: &mut Batch, hands: &Hands<'_>, change: &Change<'_
     }
     record_places(batch, hands, &LiveFolders::of(Some(change.record)), &change.blobs, &change.touched)?;
     batch.set_live(&hands.space, change.record)?;
-    batch.put_setting(&annex_key(&hands.space), &change.annex.0)?;
+    set_live_annex(batch, &hands.space, &change.annex)?;
     super::aside::store(batch, &hands.space, &change.plan.moves)?;
     super::intent::clear(batch, &hands.space)
 }

@@ -32,10 +32,11 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use sluice_protocol::ids::{BlobHash, SnapshotId, SpaceId};
+use sluice_protocol::manifest::Section;
 use sluice_protocol::path::{LakePath, PathError};
 
 use crate::blobs::BlobError;
-use crate::catalog::{Catalog, CatalogError, LiveRecord, LiveSection, Lookup};
+use crate::catalog::{Batch, Catalog, CatalogError, LiveRecord, LiveSection, Lookup};
 use crate::lake::{Lake, LakeError};
 use crate::verify::{LinkError, Verified};
 use crate::watch::Watch;
@@ -46,7 +47,7 @@ use plan::{Plan, SectionPlan};
 pub use aside::KEPT_FOLDER;
 pub use cleanup::Cleaned;
 pub(crate) use cleanup::in_section;
-pub(crate) use commit::live_annex;
+pub(crate) use commit::{live_annex, set_live_annex};
 pub use hands::{GENERATIONS_FOLDER, LIVE_LINK, SECTIONS_FOLDER};
 pub use look::{Standing, look_over};
 pub(crate) use old::{lake_path, section_place, walk};
@@ -286,6 +287,26 @@ pub fn recover(lake: &Lake, catalog: &Catalog, space: &SpaceId) -> Result<Recove
     }
     drop(reader);
     recover::recover(&Hands::open(lake, catalog, *space)?)
+}
+
+/// How the manifest that a live section was published from lists it; none when that is gone.
+pub(crate) fn section_of(
+    reader: &impl Lookup,
+    space: &SpaceId,
+    live: &LiveRecord,
+    section: &LiveSection,
+) -> Result<Option<Section>, CatalogError> {
+    let manifest = old::manifest_for(reader, space, live, section)?;
+    Ok(old::listed_as(manifest.as_ref(), section).cloned())
+}
+
+/// Lets numbering go on above the section folders and generations that are in use.
+pub(crate) fn restore_numbers(b: &mut Batch, (folders, generations): (u64, u64)) -> Result<(), CatalogError> {
+    for (series, used) in [(FOLDER_SERIES, folders), (GENERATION_SERIES, generations)] {
+        let now = b.counter(series)?;
+        b.add_counter(series, used.saturating_sub(now))?;
+    }
+    Ok(())
 }
 
 /// The real folder of the live generation, or of one section in it, for readers that need one

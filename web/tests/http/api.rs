@@ -8,9 +8,11 @@ use sluice_protocol::api::{Failure, Progress};
 use sluice_web::{BODY_BYTES_MAX, Door, LINES, router, serve_unix};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
-#[tokio::test]
-async fn each_route_is_one_operation() {
-    let cases: Vec<(&str, &str, &str, Value)> = vec![
+/// A method, an address, a body, and the operation that they mean.
+type Case = (&'static str, &'static str, &'static str, Value);
+
+fn spaces() -> Vec<Case> {
+    vec![
         ("GET", "/v1/status", "", json!({"op":"status"})),
         ("GET", "/v1/doctor", "", json!({"op":"doctor"})),
         ("GET", "/v1/spaces", "", json!({"op":"space_list"})),
@@ -69,6 +71,11 @@ async fn each_route_is_one_operation() {
             "",
             json!({"op":"path","space":"acme","section":"delta/orders"}),
         ),
+    ]
+}
+
+fn sites() -> Vec<Case> {
+    vec![
         (
             "POST",
             "/v1/invites",
@@ -85,7 +92,12 @@ async fn each_route_is_one_operation() {
         ("GET", "/v1/peers/ab", "", json!({"op":"peer_show","peer":"ab"})),
         ("DELETE", "/v1/peers/ab?space=acme", "", json!({"op":"peer_revoke","peer":"ab","space":"acme"})),
         ("POST", "/v1/shutdown", "", json!({"op":"shutdown"})),
-    ];
+    ]
+}
+
+#[tokio::test]
+async fn each_route_is_one_operation() {
+    let cases = spaces().into_iter().chain(sites());
     for (method, uri, body, op) in cases {
         let node = Recorder::new(Way::Answer);
         let (status, headers, text) = ask(router(node.clone(), Door::Socket), request(method, uri, body)).await;
