@@ -5,7 +5,7 @@
 
 use std::sync::Arc;
 
-use sluice_protocol::api::{ApiError, Failure, GcReport, Gone, ProgressSink, SpaceGc, Unwatched};
+use sluice_protocol::api::{ApiError, Failure, GcReport, Gone, ProgressSink, SpaceGc};
 use sluice_protocol::ids::SpaceId;
 use sluice_store::catalog::{Lookup, SiteLookup, SpaceRecord};
 use sluice_store::gc::{Collected, collect, collect_home};
@@ -39,7 +39,8 @@ impl SiteNode {
             let mut report = GcReport { dry_run, spaces: vec![], shared: Gone::default() };
             let mut failed = None;
             for (space, record) in &spaces {
-                let job = jobs.begin(&record.name, "gc", sink.clone());
+                let turn = jobs.begin_in_turn(&record.name, "gc", sink.clone());
+                let job = tokio::runtime::Handle::current().block_on(turn);
                 // One space that fails must not keep the others from being collected.
                 match job.and_then(|job| one(&site, space, record, dry_run, &job)) {
                     Ok(done) => report.spaces.push(done),
@@ -81,7 +82,7 @@ pub(super) async fn gc_quiet_spaces(site: &Site, jobs: &Jobs) {
                 continue;
             }
             // A busy space is collected when its job is done.
-            let Ok(job) = jobs.begin(&record.name, "gc", Arc::new(Unwatched)) else { continue };
+            let Some(job) = jobs.begin_automatic(&record.name, "gc") else { continue };
             match one(&site, &space, &record, false, &job) {
                 Ok(_) => any = true,
                 Err(e) => tracing::warn!(space = %record.name, error = %e, "old versions stay for now"),
