@@ -8,6 +8,7 @@
 //! direction depends on the seed alone.
 
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::fs::File;
 use std::net::SocketAddr;
 use std::os::fd::AsFd;
@@ -160,12 +161,15 @@ async fn listen(door: Door, there: Arc<Line>, back: Arc<Line>) -> tokio::task::J
         let mut packet = vec![0; PACKET_BYTES_MAX];
         loop {
             let Ok((length, from)) = inside.recv_from(&mut packet).await else { continue };
-            if !outside.contains_key(&from) {
-                let socket = Arc::new(UdpSocket::bind(("0.0.0.0", 0)).await.expect("a free port"));
-                tokio::spawn(answers(socket.clone(), inside.clone(), from, back.clone()));
-                outside.insert(from, socket);
-            }
-            there.carry(&packet[..length], &outside[&from], door.to);
+            let by = match outside.entry(from) {
+                Entry::Occupied(known) => known.into_mut(),
+                Entry::Vacant(new) => {
+                    let socket = Arc::new(UdpSocket::bind(("0.0.0.0", 0)).await.expect("a free port"));
+                    tokio::spawn(answers(socket.clone(), inside.clone(), from, back.clone()));
+                    new.insert(socket)
+                }
+            };
+            there.carry(&packet[..length], by, door.to);
         }
     })
 }
