@@ -4,6 +4,7 @@ mod common;
 
 use common::{World, call, config, home, noise};
 use ed25519_dalek::SigningKey;
+use sluice_daemon::lanes::{Peer, QuicConfig, QuicLane};
 use sluice_daemon::node::SiteNode;
 use sluice_daemon::pairing::{self, Invite};
 use sluice_protocol::annex::Annex;
@@ -14,7 +15,9 @@ use sluice_protocol::grants::{Genesis, GrantSet};
 use sluice_protocol::head::Head;
 use sluice_protocol::ids::{BlobHash, SiteId, SpaceId};
 use sluice_protocol::manifest::{Entry, Manifest};
-use sluice_protocol::messages::{PairRequest, REFUSED_USED};
+use sluice_protocol::messages::{
+    Announce, HeadsRequest, Message, PairRequest, REFUSED_GRANT, REFUSED_MESSAGE, REFUSED_USED,
+};
 use sluice_protocol::signed::Signed;
 use sluice_protocol::ticket::Ticket;
 use sluice_protocol::tree::{TreeBuilder, read_tree};
@@ -192,6 +195,90 @@ async fn a_new_ticket_finds_an_owner_that_moved() {
     assert_eq!(call(&replica, sync).await.unwrap()["spaces"][0]["changed"], false);
 }
 
+/// A site that is nothing but a key and a lane, admitted to `acme` by the owner.
+async fn guest(world: &World, key: &SigningKey) -> (QuicLane, SpaceId) {
+    let lane = QuicLane::bind(QuicConfig::new(key.clone())).await.unwrap();
+    let invite = call(&world.owner, world.invite()).await.unwrap();
+    let ticket = Ticket::parse(invite["ticket"].as_str().unwrap()).unwrap();
+    let body = ticket.body();
+    let card = card_of(key, "guest", 1);
+    let request = PairRequest {
+        secret: body.secret,
+        space: body.space,
+        card: Bytes(card.bytes().to_vec()),
+        unknown: Default::default(),
+    };
+    let addresses: Vec<_> = body.addresses.iter().map(|a| a.parse().unwrap()).collect();
+    let answer = lane.peer(body.site, &addresses).pair(request).await.unwrap();
+    assert!(matches!(answer, Message::News(_)), "{answer:?}");
+    (lane, body.space)
+}
+
+async fn peer_of(lane: &QuicLane, node: &SiteNode) -> Peer {
+    let status = call(node, Operation::Status).await.unwrap();
+    let addresses: Vec<_> =
+        status["listening"].as_array().unwrap().iter().map(|a| a.as_str().unwrap().parse().unwrap()).collect();
+    lane.peer(serde_json::from_value(status["site"].clone()).unwrap(), &addresses)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_announcement_is_a_hint_and_changes_nothing() {
+    let world = World::new().await;
+    world.pair().await;
+    let key = SigningKey::from_bytes(&[42; 32]);
+    let (lane, space) = guest(&world, &key).await;
+    // The replica learns of the guest's grant with its next question.
+    world.sync().await;
+    std::fs::write(world.lake().join("raw/later"), "later").unwrap();
+    call(&world.owner, Operation::SnapshotCreate { space: "acme".into(), tag: None }).await.unwrap();
+    let owner = peer_of(&lane, &world.owner).await;
+    let asked = HeadsRequest { space, have_epoch: None, have_seq: None, card: None, unknown: Default::default() };
+    let Message::News(news) = owner.message(&Message::Heads(asked)).await.unwrap() else { panic!("the guest may ask") };
+    let head = news.heads.last().unwrap().clone();
+
+    let replica = peer_of(&lane, &world.replica).await;
+    let say = |space, head: Bytes| {
+        let card = Some(Bytes(card_of(&key, "guest", 2).bytes().to_vec()));
+        let announce = Message::Announce(Announce { space, head, card, unknown: Default::default() });
+        let replica = replica.clone();
+        async move {
+            match replica.message(&announce).await.unwrap() {
+                Message::Done => 0,
+                Message::Refused(r) => r.code,
+                other => panic!("{other:?}"),
+            }
+        }
+    };
+    let heads = || async {
+        let listed = call(&world.replica, Operation::SnapshotList { space: "acme".into() }).await.unwrap();
+        listed.as_array().unwrap().len()
+    };
+    let before = heads().await;
+    assert_eq!(say(space, head.clone()).await, 0);
+    let true_head = Signed::<Head>::from_bytes(&head.0).unwrap();
+    let own = Head { writer: SiteId(key.verifying_key().to_bytes()), seq: 99, ..(*true_head).clone() };
+    assert_eq!(say(space, Bytes(Signed::sign(&key, own).bytes().to_vec())).await, REFUSED_MESSAGE);
+    let mut bent = head.0.clone();
+    *bent.last_mut().unwrap() ^= 1;
+    assert_eq!(say(space, Bytes(bent)).await, REFUSED_MESSAGE);
+    assert_eq!(say(SpaceId([9; 32]), head.clone()).await, REFUSED_GRANT);
+    assert_eq!(heads().await, before, "no head is stored from an announcement");
+
+    // Without its grant the guest is heard no more.
+    let revoke = Operation::PeerRevoke { peer: "guest".into(), space: Some("acme".into()) };
+    call(&world.owner, revoke).await.unwrap();
+    world.sync().await;
+    let announce = Announce { space, head, card: None, unknown: Default::default() };
+    let answer = replica.message(&Message::Announce(announce)).await;
+    assert!(!matches!(answer, Ok(Message::Done)), "{answer:?}");
+}
+
+fn card_of(key: &SigningKey, name: &str, time_ms: u64) -> Signed<SiteCard> {
+    let site = SiteId(key.verifying_key().to_bytes());
+    let card = SiteCard { site, name: name.into(), quic: vec![], tls: vec![], time_ms, unknown: Default::default() };
+    Signed::sign(key, card)
+}
+
 /// A catalog that owns a space, and a ticket for it.
 fn owner_with_ticket(dir: &std::path::Path, owner: &SigningKey) -> (Catalog, SpaceId, Ticket) {
     let catalog = Catalog::open(dir).unwrap();
@@ -222,17 +309,7 @@ fn of_many_sites_that_redeem_one_ticket_at_once_one_gets_in() {
     let id = |key: &SigningKey| SiteId(key.verifying_key().to_bytes());
     let redeem = |n: u8| {
         let key = SigningKey::from_bytes(&[n; 32]);
-        let card = Signed::sign(
-            &key,
-            SiteCard {
-                site: id(&key),
-                name: format!("site{n}"),
-                quic: vec![],
-                tls: vec![],
-                time_ms: 1,
-                unknown: Default::default(),
-            },
-        );
+        let card = card_of(&key, &format!("site{n}"), 1);
         let request = PairRequest {
             secret: ticket.body().secret,
             space,

@@ -278,6 +278,22 @@ mod tests {
         assert_eq!(seen_after(&|| fs::write(at("new/er/c"), "x").unwrap()), inner);
     }
 
+    #[tokio::test]
+    async fn what_was_lost_and_what_is_gone_is_told() {
+        let dir = tempfile::tempdir().unwrap();
+        fs::create_dir(dir.path().join("a")).unwrap();
+        let mut eyes = Eyes::open(dir.path()).unwrap();
+        let lost = Seen { lost: true, ..Seen::default() };
+        // The kernel's queue ran over: that event belongs to no folder.
+        assert_eq!(eyes.judge(-1, ReadFlags::QUEUE_OVERFLOW, OsStr::new("")).unwrap(), lost);
+        fs::remove_dir(dir.path().join("a")).unwrap();
+        assert!(eyes.look().unwrap().data);
+        assert_eq!(eyes.folders(), 1, "the watch of a folder that is gone is forgotten");
+        fs::remove_dir(dir.path()).unwrap();
+        assert!(eyes.look().unwrap().lost, "the lake itself is gone");
+        assert!(matches!(Eyes::open(dir.path()), Err(Blind::Io(_))));
+    }
+
     #[test]
     fn limits_are_told_as_what_they_are() {
         assert!(matches!(Blind::from(Errno::NOSPC), Blind::Limit));

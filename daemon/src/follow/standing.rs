@@ -14,7 +14,7 @@ use super::pace::{self, Failing};
 use crate::clock::now_ms;
 
 /// Failures in a row after which a source that is away is worth an alert.
-const AWAY_TOLD_AFTER: u32 = 3;
+const AWAY_TOLD_AFTER: u32 = 2;
 
 /// What is known of one space.
 #[derive(Debug, Clone, Default)]
@@ -130,7 +130,7 @@ mod tests {
     fn one_failure_is_told_once_and_taken_away_by_success() {
         let standings = Standings::default();
         let away = ApiError::plain(Code::Error, "nobody answers");
-        for told in [false, false, true, true] {
+        for told in [false, true, true] {
             standings.bad(&SPACE, "acme", Failing::Away, &away, USUAL);
             assert_eq!(standings.of(&SPACE).alert().is_some(), told);
         }
