@@ -229,7 +229,11 @@ impl Watch for Job {
     }
 
     fn note(&self, text: String) {
-        tracing::info!(space = %self.space, "{text}");
+        match self.automatic {
+            false => tracing::info!(space = %self.space, "{text}"),
+            // The same every few seconds under a busy writer.
+            true => tracing::debug!(space = %self.space, "{text}"),
+        }
         self.sink.report(Progress::Note { text });
     }
 

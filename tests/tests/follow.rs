@@ -345,4 +345,38 @@ mod tables {
             (space(&owner)["skipped"] == Value::Array(vec![])).then_some(())
         });
     }
+
+    #[test]
+    fn a_table_that_lost_its_files_is_not_taken_from_the_copies() {
+        let world = World::new();
+        let lake = world.small_lake("source");
+        let owner = owner(&world, lake.root());
+        let replica = world.site("cradle");
+        let copy = join(&world, &owner, &replica);
+        let before = (inspect(&copy), space(&owner)["snapshot"].clone());
+
+        let (table, aside) = (lake.root().join("delta/events"), world.path("aside"));
+        std::fs::create_dir(&aside).expect("a folder");
+        let data: Vec<_> = std::fs::read_dir(&table)
+            .expect("a Delta table")
+            .map(|e| e.expect("readable").file_name())
+            .filter(|name| name != "_delta_log")
+            .collect();
+        data.iter().for_each(|name| std::fs::rename(table.join(name), aside.join(name)).expect("the lake is ours"));
+        std::fs::write(lake.root().join("raw/besides.txt"), "new").expect("the lake is ours");
+        let alert = wait::until("an alert", COMES_WITHIN, || {
+            owner.json(["status"])["alerts"].as_array().and_then(|a| a.first().cloned())
+        });
+        assert!(alert["text"].as_str().is_some_and(|t| t.contains("delta/events")), "{alert}");
+        assert_eq!(space(&owner)["snapshot"], before.1, "nothing was signed");
+        replica.json(["sync", "acme"]);
+        assert_eq!(inspect(&copy), before.0, "the copy has what it had");
+
+        data.iter().for_each(|name| std::fs::rename(aside.join(name), table.join(name)).expect("the lake is ours"));
+        wait::until("the alert to go", COMES_WITHIN, || {
+            (owner.json(["status"])["alerts"] == Value::Array(vec![])).then_some(())
+        });
+        replica.json(["sync", "acme"]);
+        assert!(copy.join("raw/besides.txt").exists());
+    }
 }

@@ -31,6 +31,7 @@ pub(super) async fn follow(follow: Follow, node: Weak<SiteNode>, space: SpaceId,
     loop {
         waiting.clear();
         let Some(strong) = node.upgrade() else { return };
+        let began = Instant::now();
         let (name, outcome) = round(&follow, &strong, &space).await;
         drop(strong);
         if follow.is_stopping() {
@@ -51,12 +52,14 @@ pub(super) async fn follow(follow: Follow, node: Weak<SiteNode>, space: SpaceId,
                 pace::wait(Failing::Wrong, left_out, rescan).min(usual)
             }
         };
+        // A lake that takes long to look through is left alone as long as that took.
+        let rested = Instant::now() + began.elapsed();
         let next = Instant::now() + wait;
         follow.standings().change(&space, |s| s.next_ms = Some(now_ms() + wait.as_millis() as u64));
         // Links of our own pins change files' times: what the round itself did is no change.
         sight = look(&follow, &space, &lake, sight, &mut waiting, true).await;
         loop {
-            let due = waiting.due().map_or(next, |d| d.min(next));
+            let due = waiting.due().map_or(next, |d| d.max(rested).min(next));
             tokio::select! {
                 () = follow.stopped() => return,
                 () = tokio::time::sleep_until(due) => break,
