@@ -5,6 +5,7 @@
 //! files, the sockets), so they hold whatever the house looks like within.
 
 pub mod lake;
+pub mod liar;
 pub mod net;
 pub mod outsider;
 pub mod shaper;

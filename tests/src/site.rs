@@ -205,6 +205,16 @@ impl Site {
         status.code()
     }
 
+    /// The most memory that the process ever had, in bytes.
+    #[track_caller]
+    pub fn peak_bytes(&self) -> u64 {
+        let id = self.process.as_ref().expect("the site is up").id();
+        let text = std::fs::read_to_string(format!("/proc/{id}/status")).expect("a process has a status");
+        let line = text.lines().find_map(|l| l.strip_prefix("VmHWM:")).expect("Linux tells the peak");
+        let kib: u64 = line.trim().trim_end_matches(" kB").parse().expect("a number of KiB");
+        kib << 10
+    }
+
     /// Stops the process where it is, as a very slow machine would; `go_on` lets it run again.
     #[track_caller]
     pub fn pause(&self) {
@@ -268,6 +278,11 @@ pub fn sluice() -> Command {
 pub fn finish(command: &mut Command) -> Output {
     let line = format!("{command:?}");
     let done = command.output().unwrap_or_else(|e| panic!("{line} does not start: {e}"));
+    output(line, done)
+}
+
+/// What a process of ours that ended printed and returned.
+pub fn output(line: String, done: std::process::Output) -> Output {
     Output {
         line,
         code: done.status.code().unwrap_or(-1),

@@ -107,7 +107,9 @@ impl SiteNode {
             let bytes_moved = d.plan.fetch_bytes();
             return Ok(SpaceSync { dry_run: true, bytes_moved, mended: d.standing.to_mend, ..report });
         }
-        let arrived = receive(&self.site, space, &record, job).await?;
+        let arrived = receive(&self.site, space, &record, job).await.inspect_err(|e| {
+            tracing::warn!(space = %record.name, owner = %record.owner.short(), error = %e, "no new version was taken");
+        })?;
         self.gc_when_due(space, &record, job).await;
         let d = &arrived.described;
         if arrived.published.snapshot != d.head.manifest {

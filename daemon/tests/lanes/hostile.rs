@@ -210,6 +210,27 @@ async fn a_silent_peer_is_stalled_wherever_it_falls_silent() {
     }
 }
 
+/// A peer must bring a group of 16 KiB in the time in which it may be silent: a drip of bytes is no life.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_peer_that_drips_is_stalled() {
+    let data = bytes(100_000, 1);
+    let right = bytes::Bytes::from(encoded(&data, &ChunkRanges::all()));
+    let (_server, _lane, peer) = liar(Duration::from_millis(300), move |mut send: SendStream| {
+        let right = right.clone();
+        async move {
+            for byte in right.chunks(1) {
+                let _ = send.write_all(byte).await;
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+        }
+    })
+    .await;
+    let (_, e) = fetch(&peer, BlobHash::of(&data), 100_000).await;
+    assert!(matches!(e, FetchError::Stalled { .. }) && e.is_retryable(), "{e}");
+    let e = peer.fetch_small(BlobHash::of(&data), 100_000).await.unwrap_err();
+    assert!(matches!(e, FetchError::Stalled { .. }), "{e}");
+}
+
 /// One request as it travels, and how our lane answered it: the bytes, or why there were none.
 async fn ask(connection: &Connection, wire: &[u8]) -> Result<Vec<u8>, String> {
     let (mut send, mut recv) = connection.open_bi().await.map_err(|e| e.to_string())?;

@@ -1,0 +1,243 @@
+//! A hostile owner against a real site: each lie is refused, named in the log, and costs little
+//! memory, while an honest space goes on arriving.
+
+use std::fs;
+use std::path::PathBuf;
+use std::process::Stdio;
+use std::sync::Arc;
+
+use sluice_protocol::codec::Document;
+use sluice_protocol::ids::BlobHash;
+use sluice_protocol::manifest::Manifest;
+use sluice_protocol::tree::Page;
+use sluice_tests::liar::{Draft, Liar, Lie, entry};
+use sluice_tests::{Output, Site, World, site};
+
+/// What a lie may cost in memory, over what the site needed before.
+const PEAK_BYTES_MAX: u64 = 256 << 20;
+
+/// A site that believes whom it should, the honest owner of another space, and where both lie.
+struct Victim {
+    world: World,
+    site: Site,
+    honest: Site,
+    lake: PathBuf,
+    rounds: u32,
+}
+
+impl Victim {
+    fn new() -> Self {
+        let world = World::new();
+        let lake = world.plain_lake("source", &[("raw/a.txt", b"an honest file")]);
+        let quiet = |name: &str| {
+            let mut site = world.sleeping_site(name);
+            site.set("SLUICE__FOLLOW__ENABLED", "false");
+            site.start();
+            site
+        };
+        let (honest, site) = (quiet("playground"), quiet("cradle"));
+        honest.json(["space", "add", "honest", lake.to_str().unwrap()]);
+        site.json(["join", &honest.invite("honest"), "--into", world.path("honest").to_str().unwrap()]);
+        Self { world, site, honest, lake, rounds: 0 }
+    }
+
+    /// Joins the liar's space; meanwhile the honest space gets its next version.
+    fn join(&mut self, liar: &Liar, space: &str) -> Output {
+        let (ticket, into) = (liar.ticket(), self.world.path(space));
+        self.during(&["join", &ticket, "--into", into.to_str().unwrap(), "--json"])
+    }
+
+    fn sync(&mut self, space: &str) -> Output {
+        self.during(&["sync", space, "--json"])
+    }
+
+    fn during(&mut self, words: &[&str]) -> Output {
+        let before = self.site.peak_bytes();
+        let child = self.site.command(words).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        self.rounds += 1;
+        let text = format!("round {}", self.rounds);
+        fs::write(self.lake.join("raw/a.txt"), &text).unwrap();
+        self.honest.json(["snapshot", "honest"]);
+        let synced = self.site.json(["sync", "honest"]);
+        assert_eq!(synced["spaces"][0]["published"], true, "{synced}");
+        assert_eq!(fs::read_to_string(self.world.path("honest").join("raw/a.txt")).unwrap(), text);
+        let done = site::output(words.join(" "), child.wait_with_output().unwrap());
+        let grown = self.site.peak_bytes() - before;
+        assert!(grown <= PEAK_BYTES_MAX, "{words:?} cost {grown} bytes");
+        done
+    }
+
+    /// The lie is refused with this exit code and sentence, and the log names it and its teller.
+    #[track_caller]
+    fn refuses(&mut self, liar: &Liar, space: &str, code: i32, says: &str) {
+        let (sentence, _) = self.join(liar, space).expect_code(code).failure();
+        assert!(sentence.contains(says), "{space}: `{sentence}` says nothing of `{says}`");
+        self.names(liar, says);
+        let seen = fs::read_dir(self.world.path(space)).map(|files| {
+            let names = files.map(|f| f.unwrap().file_name().into_string().unwrap());
+            names.filter(|n| n != ".sluice").collect::<Vec<_>>()
+        });
+        assert_eq!(seen.unwrap_or_default(), Vec::<String>::new(), "{space}: something was published");
+    }
+
+    #[track_caller]
+    fn names(&self, liar: &Liar, says: &str) {
+        let log = self.site.log_tail();
+        let named = |line: &&str| line.contains(&liar.site().short()) && line.contains(says);
+        assert!(log.lines().any(|line| named(&line)), "no line of the log names `{says}`:\n{log}");
+    }
+}
+
+fn noise(seed: u8, len: usize) -> Vec<u8> {
+    let mut bytes = vec![0; len];
+    blake3::Hasher::new().update(&[seed]).finalize_xof().fill(&mut bytes);
+    bytes
+}
+
+/// A document of a kind whose record claims a list of 2^60 elements in its field `key`.
+fn huge_list(kind: &str, key: u8) -> Vec<u8> {
+    let mut bytes = vec![0x83, 0x60 + kind.len() as u8];
+    bytes.extend(kind.as_bytes());
+    bytes.extend([1, 0xa1, key, 0x9b, 0x10, 0, 0, 0, 0, 0, 0, 0]);
+    bytes
+}
+
+/// The same length, other bytes.
+fn replaced(mut bytes: Vec<u8>, from: &[u8], to: &[u8]) -> Vec<u8> {
+    assert_eq!(from.len(), to.len());
+    let at = bytes.windows(from.len()).position(|w| w == from).expect("the bytes to forge");
+    bytes[at..at + to.len()].copy_from_slice(to);
+    bytes
+}
+
+async fn liar(name: &str, lie: Lie) -> Arc<Liar> {
+    let liar = Liar::new(name).await;
+    liar.lies(lie);
+    liar
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn bytes_that_lie_are_refused() {
+    let mut victim = Victim::new();
+    let (small, large) = (noise(1, 100_000), noise(2, 3 << 20));
+    let files: [(&str, &[u8]); 2] = [("small", &small), ("large", &large)];
+
+    let l = liar("wrong-leaf", Lie::WrongLeaf).await;
+    l.publishes(&Draft::of(&files));
+    victim.refuses(&l, "wrong-leaf", 3, "sent 3 corrupt pieces");
+    victim.names(&l, "sent wrong bytes for the blob");
+
+    let l = liar("wrong-size", Lie::None).await;
+    let mut draft = Draft::of(&[("large", &large)]);
+    draft.list(&[sluice_protocol::manifest::Entry { size: 2 << 20, ..entry("large", &large) }]);
+    l.publishes(&draft);
+    victim.refuses(&l, "wrong-size", 3, "says over quic that the blob");
+
+    let l = liar("huge-blob", Lie::HugeBlob).await;
+    l.publishes(&Draft::of(&files));
+    victim.refuses(&l, "huge-blob", 3, "at most");
+
+    // What comes behind an answer is not read: the version arrives.
+    let l = liar("endless-blob", Lie::EndlessBlob).await;
+    l.publishes(&Draft::of(&[("large", &large)]));
+    victim.join(&l, "endless-blob").ok();
+    assert_eq!(fs::read(victim.world.path("endless-blob").join("raw/large")).unwrap(), large);
+
+    // It goes on where it was as soon as its owner lives.
+    let l = liar("dies", Lie::DiesMidStream).await;
+    l.publishes(&Draft::of(&[("large", &large)]));
+    let failed = victim.join(&l, "dies");
+    assert!(matches!(failed.code, 1 | 4), "{failed:?}");
+    victim.names(&l, "closed");
+    l.lies(Lie::None);
+    victim.sync("dies").ok();
+    assert_eq!(fs::read(victim.world.path("dies").join("raw/large")).unwrap(), large);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn messages_that_lie_are_refused() {
+    let mut victim = Victim::new();
+    let files: [(&str, &[u8]); 1] = [("a", b"a file")];
+    for (name, lie, says) in [
+        ("huge-message", Lie::HugeMessage, "longer than the limit"),
+        ("endless-message", Lie::EndlessMessage, "the conversation with site"),
+        ("many-heads", Lie::ManyHeads, "more than"),
+    ] {
+        let l = liar(name, lie).await;
+        l.publishes(&Draft::of(&files));
+        let failed = victim.join(&l, name);
+        assert_ne!(failed.code, 0, "{failed:?}");
+        let (sentence, _) = failed.failure();
+        assert!(sentence.contains(says), "{name}: {sentence}");
+        victim.names(&l, says);
+    }
+
+    let l = liar("history", Lie::None).await;
+    let first = l.publishes(&Draft::of(&files));
+    let second = l.publishes(&Draft::of(&[("a", b"a second version")]));
+    victim.join(&l, "history").ok();
+    l.tells(std::slice::from_ref(&first));
+    let (sentence, _) = victim.sync("history").expect_code(3).failure();
+    assert!(sentence.contains("older than the one already seen"), "{sentence}");
+    let forked = l.publishes(&Draft::of(&[("a", b"another second version")]));
+    assert_eq!(forked.place(), second.place());
+    let (sentence, _) = victim.sync("history").expect_code(3).failure();
+    assert!(sentence.contains("two heads claim the same place"), "{sentence}");
+    let (sentence, _) = victim.sync("history").expect_code(3).failure();
+    assert!(sentence.contains("frozen"), "a fork is not forgotten: {sentence}");
+    let published = victim.world.path("history").join("raw/a");
+    assert_eq!(fs::read(published).unwrap(), b"a second version", "what was published stays");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn manifests_that_lie_are_refused() {
+    let mut victim = Victim::new();
+    let files: [(&str, &[u8]); 1] = [("placeholder", b"a file")];
+    let refused = "the manifest is refused";
+
+    let l = liar("huge-manifest", Lie::None).await;
+    l.publishes_manifest(&Draft::of(&files), huge_list(Manifest::KIND, 0));
+    victim.refuses(&l, "huge-manifest", 3, refused);
+
+    let l = liar("huge-page", Lie::None).await;
+    let mut draft = Draft::of(&files);
+    draft.forge_page(|_| huge_list(Page::KIND, 1));
+    l.publishes(&draft);
+    victim.refuses(&l, "huge-page", 3, refused);
+
+    for (name, height, items) in [("deep", 255, 1), ("deep-enough", 8, 1), ("many", 0, 1 << 60)] {
+        let l = liar(name, Lie::None).await;
+        let mut draft = Draft::of(&files);
+        draft.sections[0].tree.height = height;
+        draft.sections[0].tree.items = items;
+        l.publishes(&draft);
+        victim.refuses(&l, name, 3, refused);
+    }
+
+    for (name, path) in [("up", &b"../../above"[..]), ("absolute", b"/etc/shadow"), ("own", b".sluice/sec")] {
+        let l = liar(name, Lie::None).await;
+        let mut draft = Draft::of(&files);
+        draft.forge_page(|page| replaced(page, b"placeholder", path));
+        l.publishes(&draft);
+        victim.refuses(&l, name, 3, refused);
+    }
+
+    // The bytes lie on the victim's own disk, in another owner's space: naming their hash brings nothing.
+    let l = liar("foreign", Lie::None).await;
+    let honest = fs::read(victim.world.path("honest").join("raw/a.txt")).unwrap();
+    let mut draft = Draft::of(&[("stolen", &honest)]);
+    draft.files.clear();
+    l.publishes(&draft);
+    victim.refuses(&l, "foreign", 4, &BlobHash::of(&honest).to_string());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "soak: waits for the time that an answer may take"]
+async fn a_message_that_comes_byte_by_byte_is_given_up() {
+    let mut victim = Victim::new();
+    let l = liar("slow", Lie::SlowMessage).await;
+    l.publishes(&Draft::of(&[("a", b"a file")]));
+    let failed = victim.join(&l, "slow");
+    assert_ne!(failed.code, 0);
+    victim.names(&l, "took longer than");
+}
