@@ -20,12 +20,14 @@ CORE := --workspace --exclude sluice-indexer --no-default-features
 CORE_TARGET := $(TARGET)/core
 LINTS := -D warnings -D clippy::too_many_lines
 
-.PHONY: help setup demo bench test test-core build fmt fmt-check lint lint-core tests doc deny
+.PHONY: help setup demo bench soak fuzz test test-core build fmt fmt-check lint lint-core tests doc deny
 
 help:
 	@echo 'make demo       build Sluice and let two sites on this machine copy a lake'
 	@echo 'make test       formatting, lints, all tests, docs, dependencies: what CI runs'
 	@echo 'make test-core  tests of everything that needs no table engine: a few minutes'
+	@echo 'make soak       what takes longer: the tests that are left out otherwise, and fuzzing'
+	@echo 'make fuzz       fuzz every decoder, each for SECONDS=60'
 	@echo 'make fmt        format the code'
 	@echo 'make lint       clippy, no warnings allowed'
 	@echo 'make bench      measure beside rsync, b3sum and iroh-blobs (40 minutes); writes docs/benchmarks.md'
@@ -88,6 +90,25 @@ test-core:
 	@tools/setup.sh test
 	CARGO_TARGET_DIR=$(CORE_TARGET) cargo build --locked $(CORE) --bins --tests
 	CARGO_TARGET_DIR=$(CORE_TARGET) cargo nextest run --locked $(CORE)
+
+# Tests that `make test` leaves out because they take long, then the fuzz targets.
+soak: build
+	cargo nextest run --locked --workspace --run-ignored only
+	$(MAKE) --no-print-directory fuzz
+
+# New inputs that reach new code are kept in the target folder; what breaks a target lies in
+# tests/fuzz/artifacts and belongs, made small, into tests/fuzz/corpus. Sanitizers need a nightly
+# toolchain; the code is free of what they look for, so coverage alone is used.
+SECONDS := 60
+FUZZ_TARGETS := $(notdir $(wildcard tests/fuzz/corpus/*))
+fuzz:
+	@command -v cargo-fuzz > /dev/null || cargo install --locked cargo-fuzz@0.13.2 --root $(CACHE)/tools
+	@for t in $(FUZZ_TARGETS); do \
+	    mkdir -p $(TARGET)/fuzz-corpus/$$t; echo "fuzz: $$t for $(SECONDS) s"; \
+	    cargo fuzz run --fuzz-dir tests/fuzz --target-dir $(TARGET)/fuzz --sanitizer none $$t \
+	        $(TARGET)/fuzz-corpus/$$t tests/fuzz/corpus/$$t -- \
+	        -max_total_time=$(SECONDS) -malloc_limit_mb=256 -rss_limit_mb=1024 -print_final_stats=0 -verbosity=0; \
+	done
 
 doc:
 	RUSTDOCFLAGS='-D warnings' cargo doc --locked --workspace --no-deps --quiet
