@@ -144,10 +144,7 @@ fn report(site: SiteId, result: Result<(), ServeError>) {
 
 /// Enters the connection first and asks then, so that taking access back cannot miss it.
 fn enter_paired(shared: &Arc<Shared>, host: &dyn Host, connection: &Connection, site: SiteId) -> Option<Place> {
-    let Some(place) = shared.registry.enter(site, connection) else {
-        close(connection, CLOSE_BUSY, "too many connections");
-        return None;
-    };
+    let place = shared.registry.enter(site, connection);
     still_paired(host, connection, site).then_some(place)
 }
 

@@ -60,17 +60,21 @@ pub(super) struct Place {
 }
 
 impl Registry {
-    /// Enters an incoming connection; none when its site has too many.
-    pub fn enter(self: &Arc<Self>, site: SiteId, connection: &Connection) -> Option<Place> {
+    /// Enters an incoming connection. When its site has too many, the oldest of them is closed: a site
+    /// that was killed leaves connections behind that nobody closes, and must not wait for their end.
+    pub fn enter(self: &Arc<Self>, site: SiteId, connection: &Connection) -> Place {
         let mut sites = lock(&self.sites);
         let number = sites.next;
         sites.next += 1;
         let entry = sites.by_site.entry(site).or_default();
-        if entry.incoming.len() >= CONNECTIONS_PER_SITE_MAX {
-            return None;
+        if entry.incoming.len() >= CONNECTIONS_PER_SITE_MAX
+            && let Some(oldest) = entry.incoming.keys().min().copied()
+            && let Some(old) = entry.incoming.remove(&oldest)
+        {
+            old.close(VarInt::from_u32(CLOSE_BUSY), b"too many connections");
         }
         entry.incoming.insert(number, connection.clone());
-        Some(Place { registry: self.clone(), site, number, serves: entry.serves.clone() })
+        Place { registry: self.clone(), site, number, serves: entry.serves.clone() }
     }
 
     /// Remembers a connection that we dialled.

@@ -148,9 +148,10 @@ async fn one_site_has_few_connections() {
         open.push(crate::hostile::connect(&greedy, &a, sluice_protocol::messages::ALPN_BLOBS).await);
     }
     let mut ends: Vec<_> = open.iter().map(|c| Box::pin(c.closed())).collect();
-    let (reason, _, _) =
+    let (reason, which, _) =
         tokio::time::timeout(Duration::from_secs(5), futures_util::future::select_all(ends.iter_mut())).await.unwrap();
     assert!(reason.to_string().contains("too many"), "{reason}");
+    assert_eq!(which, 0, "the newest is the one that a site that began again talks on");
     assert_eq!(a.connections(site(7)), limits::CONNECTIONS_PER_SITE_MAX);
 }
 
