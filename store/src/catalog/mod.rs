@@ -18,9 +18,9 @@ mod write;
 
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError, RwLock};
 
-use redb::{Database, Durability, ReadOnlyTable, ReadableDatabase, TableDefinition};
+use redb::{Database, Durability, ReadOnlyTable, ReadableDatabase, TableDefinition, WriteTransaction};
 use sluice_protocol::codec::CodecError;
 use sluice_protocol::ids::BlobHash;
 
@@ -36,6 +36,8 @@ pub use write::Batch;
 
 /// The layout of the tables; another number is refused.
 const SCHEMA: u64 = 1;
+/// The catalog's file in the home.
+const FILE: &str = "catalog.redb";
 /// Page cache of redb, in bytes. Its default of 1 GiB would break the memory promise.
 const CACHE_BYTES: usize = 64 * 1024 * 1024;
 /// Values above this lie in files of their own, in bytes.
@@ -141,7 +143,8 @@ fn store_error(e: redb::Error) -> CatalogError {
 }
 
 struct Inner {
-    db: Database,
+    /// None while it could not be opened again after a failed write.
+    db: RwLock<Option<Database>>,
     home: PathBuf,
 }
 
@@ -152,13 +155,13 @@ pub struct Catalog(Arc<Inner>);
 impl Catalog {
     /// Opens or makes `catalog.redb` in `home`, with `meta/` and `obao/` beside it.
     pub fn open(home: &Path) -> Result<Self, CatalogError> {
-        let path = home.join("catalog.redb");
+        let path = home.join(FILE);
         for (files, folder) in [(META_FILES, META_FOLDER), (TREES, TREE_FOLDER)] {
             let at = home.join(folder);
             files.folder(&at, FOLDER_MODE).map_err(|source| CatalogError::Io { path: at, source })?;
         }
         let db = open_db(&path)?;
-        let catalog = Self(Arc::new(Inner { db, home: home.to_path_buf() }));
+        let catalog = Self(Arc::new(Inner { db: RwLock::new(Some(db)), home: home.to_path_buf() }));
         catalog.prepare(&path)?;
         Ok(catalog)
     }
@@ -197,18 +200,46 @@ impl Catalog {
 
     /// One consistent view of everything.
     pub fn read(&self) -> Result<Reader, CatalogError> {
-        let txn = self.0.db.begin_read()?;
-        let mut tables = Vec::with_capacity(DEFS.len());
-        for def in DEFS {
-            tables.push(txn.open_table(*def)?);
-        }
+        let tables = self.begin(|db| {
+            let txn = db.begin_read()?;
+            DEFS.iter().map(|def| Ok(txn.open_table(*def)?)).collect()
+        })?;
         Ok(Reader { tables, home: self.0.home.clone() })
+    }
+
+    fn begin_write(&self) -> Result<WriteTransaction, CatalogError> {
+        self.begin(|db| Ok(db.begin_write()?))
+    }
+
+    /// Begins a transaction. redb answers nothing more once a write failed, so that nobody reads what may
+    /// not be on the disk; then the file is opened anew, as the last commit left it.
+    fn begin<T>(&self, act: impl Fn(&Database) -> Result<T, redb::Error>) -> Result<T, CatalogError> {
+        let failed_before = |e: &redb::Error| matches!(e, redb::Error::PreviousIo | redb::Error::DatabaseClosed);
+        let attempt = |db: &Option<Database>| match db.as_ref().map(&act) {
+            None => None,
+            Some(Err(e)) if failed_before(&e) => None,
+            Some(answer) => Some(answer.map_err(store_error)),
+        };
+        if let Some(answer) = attempt(&self.0.db.read().unwrap_or_else(PoisonError::into_inner)) {
+            return answer;
+        }
+        let mut db = self.0.db.write().unwrap_or_else(PoisonError::into_inner);
+        // Somebody else may have opened it meanwhile.
+        if let Some(answer) = attempt(&db) {
+            return answer;
+        }
+        // Its lock on the file goes with it.
+        *db = None;
+        let fresh = open_db(&self.0.home.join(FILE))?;
+        let answer = act(&fresh).map_err(store_error);
+        *db = Some(fresh);
+        answer
     }
 
     /// One durable change: all of it or nothing.
     pub fn write<T, E: From<CatalogError>>(&self, change: impl FnOnce(&mut Batch) -> Result<T, E>) -> Result<T, E> {
         let begin = || -> Result<_, CatalogError> {
-            let mut txn = self.0.db.begin_write()?;
+            let mut txn = self.begin_write()?;
             txn.set_durability(Durability::Immediate)?;
             txn.set_two_phase_commit(true);
             Ok(txn)
@@ -225,7 +256,7 @@ impl Catalog {
         &self,
         look: impl FnOnce(&Batch) -> Result<T, CatalogError>,
     ) -> Result<T, CatalogError> {
-        let batch = Batch::new(self.0.db.begin_write()?, self.0.home.clone());
+        let batch = Batch::new(self.begin_write()?, self.0.home.clone());
         let found = look(&batch);
         batch.abort()?;
         found
