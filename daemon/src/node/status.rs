@@ -5,12 +5,13 @@ use std::path::PathBuf;
 use sluice_protocol::api::{Alert, ApiError, Check, Doctor, Health, Status};
 use sluice_protocol::ids::SpaceId;
 use sluice_store::catalog::{BlobRecord, Lookup, Reader, Role, SiteLookup, SpaceRecord};
+use sluice_store::staging::MOVED_TOTAL;
 
 use super::SiteNode;
 use crate::doctor::{Contents, Daemon, Patient, advise, contents_check, examine, good, report};
 use crate::errors::OrExplain;
 use crate::flow::off_reactor;
-use crate::sync::transfer::{MOVED_TOTAL, REUSED_TOTAL};
+use crate::sync::transfer::REUSED_TOTAL;
 
 /// Alerts that `status` shows.
 const ALERTS_MAX: usize = 20;

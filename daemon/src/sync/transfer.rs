@@ -20,7 +20,7 @@ use sluice_protocol::plan::{BlobPlan, Plan, Rung};
 use sluice_store::blobs::open_blob;
 use sluice_store::catalog::{Catalog, CatalogError, Lookup};
 use sluice_store::lake::{Lake, Place};
-use sluice_store::staging::{CHECKPOINT_BYTES, CHECKPOINT_MS, Staged, Staging, StagingError};
+use sluice_store::staging::{CHECKPOINT_BYTES, CHECKPOINT_MS, MOVED_TOTAL, Staged, Staging, StagingError};
 use sluice_store::watch::Watch;
 use tokio_util::task::AbortOnDropHandle;
 
@@ -36,8 +36,6 @@ const BATCH_BYTES_MAX: u64 = 8 * 1024 * 1024;
 const BATCH_BLOBS_MAX: usize = 512;
 /// Chunk lists that are recorded in one transaction.
 const LISTS_AT_ONCE: usize = 256;
-/// Counter of the catalog: bytes received since the site was made.
-pub const MOVED_TOTAL: &str = "moved_bytes_total";
 /// Counter of the catalog: bytes of new versions that were here already.
 pub const REUSED_TOTAL: &str = "reused_bytes_total";
 

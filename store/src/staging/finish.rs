@@ -10,7 +10,7 @@ use std::path::Path;
 use sluice_protocol::ids::BlobHash;
 use sluice_protocol::limits::GROUP_BYTES;
 
-use super::{STAGING_FOLDER, Staged, Staging, StagingError, lock, part_name, part_place, tree_name};
+use super::{MOVED_TOTAL, STAGING_FOLDER, Staged, Staging, StagingError, lock, part_name, part_place, tree_name};
 use crate::catalog::{FILE_MODE, FOLDER_MODE, Located, TREES};
 use crate::chunk::digest_file;
 use crate::disk::{self, Partial};
@@ -38,6 +38,8 @@ pub(super) struct Proven {
     pub size: u64,
     pub print: Fingerprint,
     pub tree: Tree,
+    /// Bytes that a killed run received and nobody counted.
+    pub uncounted: u64,
 }
 
 impl Staged {
@@ -49,6 +51,7 @@ impl Staged {
 
     fn prove(&self) -> Result<Proven, StagingError> {
         let inner = &self.0;
+        self.check_sound()?;
         let missing: u64 = self.missing(0..u64::MAX).iter().map(|r| r.end - r.start).sum();
         if missing > 0 {
             return Err(StagingError::Incomplete { hash: inner.hash, missing });
@@ -66,9 +69,10 @@ impl Staged {
             self.keep_tree(found.outboard)?
         };
         disk::set_mode(STAGING_FOLDER, &inner.part, DONE_MODE).map_err(failed)?;
-        disk::sync_all(STAGING_FOLDER, &inner.part).map_err(|e| self.full_or(e))?;
+        disk::sync_all(STAGING_FOLDER, &inner.part).map_err(|e| self.spoil(e))?;
         let print = Lake::print_of(&inner.part).map_err(failed)?;
-        Ok(Proven { hash: inner.hash, size: inner.size, print, tree })
+        let uncounted = lock(&inner.state).uncounted;
+        Ok(Proven { hash: inner.hash, size: inner.size, print, tree, uncounted })
     }
 
     /// The bytes are not the blob: forget those that nothing but a chunk list vouched for, or all.
@@ -170,6 +174,7 @@ impl Staging {
         let shared = &self.0;
         shared.folder.sync().map_err(|e| shared.failed("", e))?;
         shared.catalog.write(|b| {
+            b.add_counter(MOVED_TOTAL, proven.iter().map(|p| p.uncounted).sum())?;
             for p in &proven {
                 match &p.tree {
                     Tree::None => {}

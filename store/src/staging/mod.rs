@@ -40,6 +40,8 @@ pub const STAGING_FOLDER: &str = "staging";
 pub const CHECKPOINT_BYTES: u64 = 256 * 1024 * 1024;
 /// Milliseconds after which transfer should call [`Staged::checkpoint`].
 pub const CHECKPOINT_MS: u64 = 5_000;
+/// Counter of the catalog: bytes received since the site was made.
+pub const MOVED_TOTAL: &str = "moved_bytes_total";
 
 /// Why a blob cannot be staged.
 #[derive(Debug, thiserror::Error)]
@@ -100,6 +102,10 @@ struct State {
     named: bool,
     /// The blob is whole and recorded.
     finished: bool,
+    /// A sync failed: what this handle wrote is not believed, and it writes no more.
+    spoiled: bool,
+    /// Bytes that a killed run received and nobody counted; counted with the record that keeps them.
+    uncounted: u64,
 }
 
 /// A lock whose holder panicked still holds valid data: every change under it is one step.
@@ -162,7 +168,11 @@ impl Staging {
         let mut open = lock(&self.0.open);
         if let Some(inner) = open.get(&hash).and_then(Weak::upgrade) {
             // A finished one may have been published since: its file is not ours to write any more.
-            if !lock(&inner.state).finished {
+            let usable = {
+                let state = lock(&inner.state);
+                !state.finished && !state.spoiled
+            };
+            if usable {
                 if inner.size != size {
                     return Err(StagingError::OtherSize { hash, size: inner.size, claimed: size });
                 }
@@ -237,6 +247,7 @@ impl Shared {
         let (part, kept) = self.open_part(&hash, size, record.is_some())?;
         let sidecar = Sidecar::open(&self.folder, &hash, size, !kept).map_err(|e| self.full_or(&hash, size, e))?;
         let mut groups = Groups::empty(size);
+        let mut uncounted = 0;
         if kept && finished {
             groups.wrote(0..size);
         } else if kept {
@@ -244,10 +255,12 @@ impl Shared {
             if let Some(known) = journaled.and_then(|r| Groups::from_bitmap(size, &r.bitmap.0)) {
                 groups = known;
             }
+            let recorded = groups.have_bytes();
             self.recheck(&hash, &part, &sidecar, &mut groups)?;
+            uncounted = groups.have_bytes() - recorded;
         }
         sidecar.write_boot(&self.boot).map_err(|e| self.full_or(&hash, size, e))?;
-        let state = State { groups, unsaved: 0, named: false, finished: kept && finished };
+        let state = State { groups, unsaved: 0, named: false, finished: kept && finished, spoiled: false, uncounted };
         let (state, saving) = (Mutex::new(state), Mutex::new(()));
         Ok(Inner { shared: shared.clone(), hash, size, part, sidecar, state, saving })
     }
@@ -399,18 +412,19 @@ impl Staged {
     pub fn checkpoint(&self) -> Result<(), StagingError> {
         let inner = &self.0;
         let _one = lock(&inner.saving);
-        let (bitmap, copied, named) = {
+        self.check_sound()?;
+        let (bitmap, copied, named, uncounted) = {
             let mut state = lock(&inner.state);
             if state.finished {
                 return Ok(());
             }
             state.unsaved = 0;
             let groups = &state.groups;
-            (groups.bitmap().to_vec(), groups.copied_bitmap().to_vec(), state.named)
+            (groups.bitmap().to_vec(), groups.copied_bitmap().to_vec(), state.named, state.uncounted)
         };
         inner.sidecar.write_copied(&copied).map_err(|e| self.full_or(e))?;
-        disk::sync_data(STAGING_FOLDER, &inner.part).map_err(|e| self.full_or(e))?;
-        inner.sidecar.sync().map_err(|e| self.full_or(e))?;
+        let synced = disk::sync_data(STAGING_FOLDER, &inner.part).and_then(|()| inner.sidecar.sync());
+        synced.map_err(|e| self.spoil(e))?;
         if !named {
             inner.shared.folder.sync().map_err(|e| self.full_or(e))?;
         }
@@ -420,8 +434,35 @@ impl Staged {
             boot: Some(inner.shared.boot.clone()),
             unknown: Default::default(),
         };
-        inner.shared.catalog.write(|b| b.put_staging(&inner.shared.space, &inner.hash, &record))?;
-        lock(&inner.state).named = true;
+        inner.shared.catalog.write(|b| {
+            b.add_counter(MOVED_TOTAL, uncounted)?;
+            b.put_staging(&inner.shared.space, &inner.hash, &record)
+        })?;
+        let mut state = lock(&inner.state);
+        state.named = true;
+        state.uncounted -= uncounted;
+        Ok(())
+    }
+
+    /// After a failed sync what was written is not believed: reading it back would show the system's
+    /// memory, not the disk, and the received tree would vouch for it. So the part goes, and whoever
+    /// opens the blob next, in this run or a later one, begins it anew.
+    fn spoil(&self, e: io::Error) -> StagingError {
+        let inner = &self.0;
+        lock(&inner.state).spoiled = true;
+        if inner.shared.folder.remove(&part_name(&inner.hash)).is_err() {
+            // The next best: another boot than any, so that only what was recorded before counts.
+            let _ = inner.sidecar.write_boot("");
+        }
+        self.full_or(e)
+    }
+
+    fn check_sound(&self) -> Result<(), StagingError> {
+        if lock(&self.0.state).spoiled {
+            return Err(
+                self.full_or(io::Error::other("what was written could not be made durable; it is fetched anew"))
+            );
+        }
         Ok(())
     }
 
@@ -433,6 +474,7 @@ impl Staged {
     }
 
     fn write(&self, offset: u64, bytes: &[u8]) -> Result<(), StagingError> {
+        self.check_sound()?;
         if lock(&self.0.state).finished {
             return Ok(());
         }
