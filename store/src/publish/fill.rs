@@ -72,7 +72,7 @@ fn make(
     let shown = format!(".sluice/{SECTIONS_FOLDER}/{name}");
     let begun = hands.sections.open(name).is_ok();
     hands.folder(&hands.sections, name, &shown)?;
-    placer.unsynced.name_in(None);
+    placer.made_in([None]);
     let reader = hands.catalog.read()?;
     let entries = entries_of(&reader, &hands.space, &s.section).map_err(|e| plan::unreadable(&s.section, &e))?;
     drop(reader);
@@ -118,6 +118,9 @@ fn make_entry(
     let hash = entry.hash.unwrap_or(BlobHash([0; 32]));
     if begun {
         if placer.is_at(&hash, &place)? {
+            if placer.dress_again(entry, &place)? {
+                placer.found(&hash, entry.size, place)?;
+            }
             return Ok(false);
         }
         // What an earlier run left here and recovery could not prove is not worth keeping.
@@ -154,14 +157,14 @@ fn other_entry(
     let shown = format!(".sluice/{SECTIONS_FOLDER}/{text}");
     if entry.kind == EntryKind::Folder {
         hands.section_folder(&path)?;
-        place::ancestors(&path).into_iter().for_each(|above| placer.unsynced.name_in(above));
+        placer.made_in(place::ancestors(&path));
         return Ok(());
     }
     let target = entry.target.as_deref().unwrap_or(".");
     let target = link_text(s.section.path.as_ref(), &entry.path, target)?;
     let parent = path.parent().expect("a section folder is above");
     let parent = hands.section_folder(&parent)?;
-    place::ancestors(&path).into_iter().for_each(|above| placer.unsynced.name_in(above));
+    placer.made_in(place::ancestors(&path));
     let failed = |e| hands.failed(&shown, e);
     if parent.look(path.file_name()).map_err(failed)?.is_some() {
         if parent.read_link(path.file_name()).is_ok_and(|text| text == target) {
@@ -191,8 +194,7 @@ fn grow(placer: &mut Placer<'_, '_>, s: &SectionPlan<'_>, watch: &dyn Watch) -> 
             placed += u64::from(grow_entry(placer, s, folder, addition)?);
         }
         let what = format!("stage {}.{} of {}", stage.rank, stage.version, s.section.name());
-        let hands = placer.hands;
-        hands.flush(&mut placer.unsynced, &hands.sections, &what)?;
+        placer.flush(&what)?;
     }
     Ok(placed)
 }
@@ -216,6 +218,7 @@ fn grow_entry(
         placer.forget(&before.hash, &place)?;
     }
     if addition.here {
+        placer.dress_again(entry, &place)?;
         placer.found(&hash, entry.size, place)?;
         return Ok(false);
     }

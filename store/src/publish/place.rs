@@ -60,7 +60,9 @@ pub(super) struct Placer<'h, 'a> {
     known: HashMap<BlobHash, Known>,
     /// Inodes whose change time moved because of us.
     touched: Inodes,
-    pub unsynced: Unsynced,
+    unsynced: Unsynced,
+    /// Copies made since the last barrier, below the sections.
+    copies: Vec<LakePath>,
     /// The folder of the last file.
     near: Option<(LakePath, Folder)>,
 }
@@ -89,7 +91,7 @@ struct Spot<'f> {
 impl<'h, 'a> Placer<'h, 'a> {
     pub fn new(hands: &'h Hands<'a>, reader: Reader) -> Self {
         let (known, touched) = (HashMap::new(), HashSet::new());
-        Self { hands, reader, known, touched, unsynced: Unsynced::default(), near: None }
+        Self { hands, reader, known, touched, unsynced: Unsynced::default(), copies: vec![], near: None }
     }
 
     fn known(&mut self, hash: &BlobHash) -> Result<&mut Known, PublishError> {
@@ -131,7 +133,7 @@ impl<'h, 'a> Placer<'h, 'a> {
     /// costs nothing. Only for folders that no reader sees: `live` is what readers see now.
     pub fn save(&mut self, live: &LiveFolders, shown: &str) -> Result<(), PublishError> {
         let hands = self.hands;
-        hands.flush(&mut self.unsynced, &hands.sections, shown)?;
+        self.flush(shown)?;
         if self.known.is_empty() {
             return Ok(());
         }
@@ -139,6 +141,29 @@ impl<'h, 'a> Placer<'h, 'a> {
         hands.commit("places", |b| record_places(b, hands, live, &blobs, &touched))?;
         self.reader = hands.catalog.read()?;
         Ok(())
+    }
+
+    /// Makes what was placed so far durable.
+    ///
+    /// When that fails the copies go: nothing but this disk has ever held them, and a later run that
+    /// read them would read the system's memory.
+    pub fn flush(&mut self, what: &str) -> Result<(), PublishError> {
+        let hands = self.hands;
+        let flushed = hands.flush(&mut self.unsynced, &hands.sections, what);
+        let copies = std::mem::take(&mut self.copies);
+        if flushed.is_err() {
+            for path in &copies {
+                let folder = hands.sections.descend(path.parent().as_ref());
+                // A disk that cannot even forget a name is reported by the first error all the same.
+                let _ = folder.and_then(|folder| folder.remove(path.file_name()));
+            }
+        }
+        flushed
+    }
+
+    /// Folders and links below the sections that were made without a file.
+    pub fn made_in(&mut self, folders: impl IntoIterator<Item = Option<LakePath>>) {
+        folders.into_iter().for_each(|folder| self.unsynced.name_in(folder));
     }
 
     /// Blobs that were looked at since the last [`Placer::save`].
@@ -155,10 +180,30 @@ impl<'h, 'a> Placer<'h, 'a> {
 
     /// Takes note of a file that an earlier run placed and that was hashed again.
     pub fn found(&mut self, hash: &BlobHash, size: u64, place: Place) -> Result<(), PublishError> {
+        // That run may have been killed before its barrier.
+        below_sections(&place).iter().for_each(|path| self.unsynced.file(path));
         let print = prove_place(self.hands.lake, &place, size, hash)
             .ok_or_else(|| PublishError::BlobGone { path: place.to_string(), hash: *hash })?;
         self.known(hash)?.places.push(Located { place, print, unknown: Default::default() });
         Ok(())
+    }
+
+    /// Gives a file that an earlier run placed the mode and time of its entry, if it has not: a power
+    /// loss may keep the name and take those. Says whether it had to.
+    pub fn dress_again(&mut self, entry: &Entry, place: &Place) -> Result<bool, PublishError> {
+        let (hands, shown) = (self.hands, place.to_string());
+        let failed = |e| hands.failed(&shown, e);
+        let file = hands.lake.open_place(place).map_err(failed)?;
+        let meta = file.metadata().map_err(failed)?;
+        let print = Fingerprint::of(&meta);
+        let time_fits = entry.mtime_ns.is_none_or(|ns| ns == print.mtime_ns);
+        if meta.mode() & 0o7777 == published_mode(entry) && time_fits {
+            return Ok(false);
+        }
+        hands.dress(&file, published_mode(entry), entry.mtime_ns, &shown)?;
+        self.touched.insert((print.dev, print.inode));
+        below_sections(place).iter().for_each(|path| self.unsynced.file(path));
+        Ok(true)
     }
 
     /// Puts the file `entry` into section folder `section`.
@@ -308,6 +353,7 @@ impl<'h, 'a> Placer<'h, 'a> {
             let print = Lake::print_of(&copy).map_err(failed)?;
             self.touched.insert((print.dev, print.inode));
             self.unsynced.file(&spot.path);
+            self.copies.push(spot.path.clone());
             return Ok(print);
         }
         Err(PublishError::BlobGone { path: spot.shown.clone(), hash: *hash })
@@ -333,6 +379,12 @@ pub(super) fn copy_bytes(from: &File, to: &File, size: u64, hash: &BlobHash) -> 
         at += n as u64;
     }
     Ok(hasher.finalize().as_bytes() == &hash.0)
+}
+
+/// The path of a place below `.sluice/sections`.
+fn below_sections(place: &Place) -> Option<LakePath> {
+    let Place::Own(path) = place else { return None };
+    LakePath::parse(path.as_str().strip_prefix(SECTIONS_FOLDER)?.strip_prefix('/')?).ok()
 }
 
 /// The folders above a path, the top last.

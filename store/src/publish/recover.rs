@@ -11,7 +11,7 @@ use std::collections::HashMap;
 use sluice_protocol::ids::BlobHash;
 use sluice_protocol::manifest::EntryKind;
 
-use super::hands::Hands;
+use super::hands::{Hands, SECTIONS_FOLDER};
 use super::intent::{self, Intent};
 use super::old::{entries_in, section_place};
 use super::{PublishError, aside, generation};
@@ -77,6 +77,8 @@ fn adopt(hands: &Hands<'_>, intent: &Intent) -> Result<u64, PublishError> {
     if count == 0 {
         return Ok(0);
     }
+    // Hashing has read the system's memory; a copy that was killed before its barrier is not on the disk yet.
+    hands.sections.sync_system().map_err(|e| hands.failed(SECTIONS_FOLDER, e))?;
     hands.commit("adopt", |b| {
         for (hash, (size, places)) in &found {
             for at in places {
