@@ -17,11 +17,11 @@ use sluice_protocol::manifest::{Entry, EntryKind, Manifest, Section, SectionKind
 use sluice_protocol::path::LakePath;
 use sluice_protocol::signed::Signed;
 use sluice_protocol::tree::TreeBuilder;
-use sluice_store::catalog::{Catalog, Lookup};
+use sluice_store::catalog::{Catalog, CatalogError, Lookup};
 use sluice_store::disk::faults::Injected;
 use sluice_store::lake::Lake;
 use sluice_store::publish::{PublishError, PublishOptions, Published, publish};
-use sluice_store::staging::Staging;
+use sluice_store::staging::{Staging, StagingError};
 use sluice_store::table::TableReader;
 use sluice_store::verify::{Received, Report, Verified, VerifyError, verify, verify_live};
 use sluice_store::watch::{Silent, Watch};
@@ -124,6 +124,11 @@ impl World {
         std::fs::create_dir(dir.path().join("home")).unwrap();
         std::fs::create_dir(dir.path().join("lake")).unwrap();
         std::fs::write(dir.path().join("outside"), b"not yours").unwrap();
+        Self::opened(dir)
+    }
+
+    /// A world that lies in `dir` already.
+    pub fn opened(dir: tempfile::TempDir) -> Self {
         let lake = Lake::open(&dir.path().join("lake")).unwrap();
         let catalog = Catalog::open(&dir.path().join("home")).unwrap();
         let key = SigningKey::from_bytes(&[7; 32]);
@@ -158,6 +163,10 @@ impl World {
 
     /// Metadata of a version arrives; nothing of its files.
     pub fn announce(&self, parts: &[Part]) -> Received {
+        self.try_announce(parts).unwrap()
+    }
+
+    pub fn try_announce(&self, parts: &[Part]) -> Result<Received, CatalogError> {
         let mut pages = Vec::new();
         let mut sections = Vec::new();
         let mut tables = Vec::new();
@@ -185,16 +194,14 @@ impl World {
         self.sign(Manifest::new(sections), tables, pages)
     }
 
-    fn sign(&self, manifest: Manifest, tables: Vec<TableAnnex>, pages: Vec<Vec<u8>>) -> Received {
+    fn sign(&self, manifest: Manifest, tables: Vec<TableAnnex>, pages: Vec<Vec<u8>>) -> Result<Received, CatalogError> {
         let id = manifest.id();
         let annex = Annex { manifest: id, tables, chunk_lists: None, unknown: Default::default() };
-        self.catalog
-            .write(|b| {
-                b.put_meta(&self.space, &manifest.to_bytes())?;
-                b.put_meta(&self.space, &annex.to_bytes())?;
-                pages.iter().try_for_each(|p| b.put_meta(&self.space, p).map(drop))
-            })
-            .unwrap();
+        self.catalog.write(|b| {
+            b.put_meta(&self.space, &manifest.to_bytes())?;
+            b.put_meta(&self.space, &annex.to_bytes())?;
+            pages.iter().try_for_each(|p| b.put_meta(&self.space, p).map(drop))
+        })?;
         let seq = self.seq.fetch_add(1, Ordering::Relaxed);
         let head = Head {
             space: self.space,
@@ -210,21 +217,25 @@ impl World {
             tag: None,
             unknown: Default::default(),
         };
-        Received { space: self.space, head: Signed::sign(&self.key, head), sections: vec![] }
+        Ok(Received { space: self.space, head: Signed::sign(&self.key, head), sections: vec![] })
     }
 
     /// The bytes of a version's files arrive, those that are not here.
     pub fn deliver(&self, parts: &[Part]) {
-        let reader = self.catalog.read().unwrap();
+        self.try_deliver(parts).unwrap();
+    }
+
+    pub fn try_deliver(&self, parts: &[Part]) -> Result<(), StagingError> {
+        let reader = self.catalog.read()?;
         let mut blobs: BTreeMap<BlobHash, Bytes> = BTreeMap::new();
         for item in parts.iter().flat_map(|p| &p.items).filter(|i| i.kind == EntryKind::File) {
             let hash = BlobHash::of(&item.bytes);
-            if !reader.has_blob(&self.space, &hash).unwrap() {
+            if !reader.has_blob(&self.space, &hash)? {
                 blobs.insert(hash, item.bytes.clone().into());
             }
         }
         let blobs: Vec<(BlobHash, Bytes)> = blobs.into_iter().collect();
-        self.staging().put_small(&blobs).unwrap();
+        Staging::open(&self.lake, self.space, &self.catalog)?.put_small(&blobs)
     }
 
     pub fn check(&self, received: Received) -> Result<Verified, VerifyError> {
