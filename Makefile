@@ -31,6 +31,7 @@ help:
 	@echo 'make fmt        format the code'
 	@echo 'make lint       clippy, no warnings allowed'
 	@echo 'make bench      measure beside rsync, b3sum and iroh-blobs (40 minutes); writes docs/benchmarks.md'
+	@echo 'make soak       the long tests: kills, power losses, failing disks (an hour)'
 	@echo 'make setup      install what building and testing need'
 
 setup:
@@ -91,9 +92,12 @@ test-core:
 	CARGO_TARGET_DIR=$(CORE_TARGET) cargo build --locked $(CORE) --bins --tests
 	CARGO_TARGET_DIR=$(CORE_TARGET) cargo nextest run --locked $(CORE)
 
-# Tests that `make test` leaves out because they take long, then the fuzz targets.
-soak: build
-	cargo nextest run --locked --workspace --run-ignored only
+# Tests that are marked `#[ignore = "soak: …"]`, with the engine left out; then the fuzz targets.
+soak: SLUICE_BIN := $(CORE_TARGET)/debug/sluice
+soak:
+	@tools/setup.sh test
+	CARGO_TARGET_DIR=$(CORE_TARGET) cargo build --locked $(CORE) --bins --tests
+	CARGO_TARGET_DIR=$(CORE_TARGET) cargo nextest run --locked --profile soak --run-ignored only $(CORE)
 	$(MAKE) --no-print-directory fuzz
 
 # New inputs that reach new code are kept in the target folder; what breaks a target lies in

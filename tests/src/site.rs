@@ -133,6 +133,12 @@ impl Site {
     /// Starts the process and waits until it answers.
     #[track_caller]
     pub fn start(&mut self) {
+        assert!(self.try_start(), "{} ended at once: {}", self.name, self.log_tail());
+    }
+
+    /// Starts the process and waits until it answers, or ends: then `false`.
+    #[track_caller]
+    pub fn try_start(&mut self) -> bool {
         assert!(self.process.is_none(), "{} is up already", self.name);
         let log = File::options().create(true).append(true).open(&self.log).expect("a log file");
         let child = self
@@ -145,10 +151,35 @@ impl Site {
         self.process = Some(child);
         let what = format!("{} to answer (log: {})", self.name, self.log.display());
         wait::until(&what, START_LIMIT, || {
-            let ended = self.process.as_mut().and_then(|p| p.try_wait().expect("a child can be asked"));
-            assert!(ended.is_none(), "{} ended at once: {}", self.name, self.log_tail());
-            (self.run(["status", "--json"]).code == 0).then_some(())
-        });
+            if self.has_ended() {
+                return Some(false);
+            }
+            (self.run(["status", "--json"]).code == 0).then_some(true)
+        })
+    }
+
+    /// Whether a process is there that was not waited for; it may have been killed meanwhile.
+    pub fn is_up(&self) -> bool {
+        self.process.is_some()
+    }
+
+    /// Whether the process ended by itself; then there is none any more.
+    pub fn has_ended(&mut self) -> bool {
+        // A command may hear of the end before the system has cleared the process away.
+        let gone = |p: &mut Child| {
+            let ended = |p: &mut Child| p.try_wait().expect("a child can be asked").is_some();
+            (0..5).any(|_| {
+                ended(p) || {
+                    std::thread::sleep(Duration::from_millis(10));
+                    false
+                }
+            })
+        };
+        let ended = self.process.as_mut().is_none_or(gone);
+        if ended {
+            self.process = None;
+        }
+        ended
     }
 
     /// Runs one command against this site: `sluice --home HOME …`.
@@ -193,6 +224,13 @@ impl Site {
         let mut child = self.process.take().expect("the site is up");
         child.kill().expect("a child can be killed");
         child.wait().expect("a killed child ends");
+    }
+
+    /// `kill9`, when there is a process.
+    pub fn kill9_if_up(&mut self) {
+        if !self.has_ended() {
+            self.kill9();
+        }
     }
 
     /// Asks the process to end, as systemd does, and waits for it. Gives its exit code.

@@ -91,3 +91,31 @@ fn a_read_only_lake_is_shared_without_pins() {
     assert_eq!(owner.json(["snapshot", "acme"])["changed"], false);
     run("chmod", &["-R", "u+w", text(&root)]);
 }
+
+#[test]
+fn a_target_that_turns_read_only_is_said_and_goes_on_when_it_is_writable() {
+    let world = World::new();
+    let root = world.plain_lake("lake", &[("raw/a.txt", b"one"), ("raw/big", &bytes(1 << 20))]);
+    let owner = owner(&world, &root);
+    let site = world.site("cradle");
+    let Some(disk) = Mount::tmpfs(world.path("disk"), "size=64m") else {
+        eprintln!("no right to mount here: a read-only remount was not tested");
+        return;
+    };
+    let into = disk.0.join("copy");
+    site.json(["join", &owner.invite("acme"), "--into", text(&into)]);
+    std::fs::write(root.join("raw/a.txt"), b"two").expect("our own lake");
+    owner.json(["snapshot", "acme"]);
+
+    assert!(run("mount", &["-o", "remount,ro", text(&disk.0)]), "the disk turns read-only");
+    let failed = site.run(["sync", "acme", "--json"]);
+    assert!([1, 4].contains(&failed.code), "{failed:#?}");
+    let (error, _) = failed.failure();
+    assert!(error.contains("ead-only"), "{error}");
+    site.json(["status"]);
+    assert_eq!(std::fs::read(into.join("raw/a.txt")).expect("still published"), b"one");
+
+    assert!(run("mount", &["-o", "remount,rw", text(&disk.0)]), "the disk can be written again");
+    site.run(["sync", "acme", "--json"]).ok();
+    assert_eq!(std::fs::read(into.join("raw/a.txt")).expect("published"), b"two");
+}
