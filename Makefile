@@ -26,12 +26,11 @@ help:
 	@echo 'make demo       build Sluice and let two sites on this machine copy a lake'
 	@echo 'make test       formatting, lints, all tests, docs, dependencies: what CI runs'
 	@echo 'make test-core  tests of everything that needs no table engine: a few minutes'
-	@echo 'make soak       what takes longer: the tests that are left out otherwise, and fuzzing'
+	@echo 'make soak       the long tests: kills, power losses, failing disks, bad networks, fuzzing (two hours)'
 	@echo 'make fuzz       fuzz every decoder, each for SECONDS=60'
 	@echo 'make fmt        format the code'
 	@echo 'make lint       clippy, no warnings allowed'
 	@echo 'make bench      measure beside rsync, b3sum and iroh-blobs (40 minutes); writes docs/benchmarks.md'
-	@echo 'make soak       the long tests: kills, power losses, failing disks (an hour)'
 	@echo 'make setup      install what building and testing need'
 
 setup:

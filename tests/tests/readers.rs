@@ -15,6 +15,8 @@ use sluice_tests::{Rounds, Site, World};
 
 /// Each round changes four sections: two hundred changes.
 const ROUNDS: u64 = 50;
+/// Every so many rounds the replica goes back to the version before, and comes back.
+const ROLLED_BACK_EVERY: u64 = 7;
 /// Readers of one kind must have met at least this many versions, else they saw nothing of the changes.
 const VERSIONS_MET_MIN: usize = 10;
 
@@ -63,11 +65,12 @@ fn text(path: &Path) -> &str {
     path.to_str().expect("UTF-8")
 }
 
-/// The owner takes what the round left, the replica publishes it; both name the same id.
-fn move_on(owner: &Site, replica: &Site) {
+/// The owner takes what the round left, the replica publishes it; both name the same id, which is given.
+fn move_on(owner: &Site, replica: &Site) -> String {
     let taken = owner.json(["snapshot", "acme"]);
     let synced = replica.json(["sync", "acme"]);
     assert_eq!(taken["snapshot"], synced["spaces"][0]["snapshot"]);
+    taken["snapshot"].as_str().expect("an id").to_owned()
 }
 
 #[test]
@@ -83,9 +86,16 @@ fn two_hundred_changes_and_no_reader_sees_a_torn_version() {
     let kinds = ["delta", "lance", "faiss", "lora"];
     let mut readers: Vec<Reader> = kinds.iter().map(|kind| Reader::start(kind, &copy, lake.truth(), None)).collect();
     readers.push(Reader::start("all", &copy, lake.truth(), Some(replica.command(["path", "acme", "--json"]))));
+    let mut before = String::new();
     for number in 1..=ROUNDS {
         lake.round(number);
-        move_on(&owner, &replica);
+        let newest = move_on(&owner, &replica);
+        if number % ROLLED_BACK_EVERY == 0 {
+            for at in [before.as_str(), "newest"] {
+                replica.json(["sync", "acme", "--at", at]);
+            }
+        }
+        before = newest;
     }
     readers.into_iter().for_each(Reader::finish);
 }
