@@ -36,7 +36,7 @@ impl SiteNode {
                 format!("`sluice snapshot {name}` takes it up"),
             ));
         }
-        let job = self.jobs.begin(&record.name, "look", sink)?;
+        let job = self.jobs.begin_in_turn(&record.name, "look", sink).await?;
         recover(&self.site, &space, &record).await?;
         let live = look(&self.site, &space, &record).await?.live.ok_or_else(|| {
             let hint = format!("run `sluice sync {name}` first");
