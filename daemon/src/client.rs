@@ -198,6 +198,7 @@ fn route(op: &Operation) -> (Method, String, Option<Value>) {
         Operation::Join { ticket, into, sections } => {
             post("/v1/join".into(), json!({"ticket": ticket, "into": into, "sections": sections}))
         }
+        Operation::SpaceRecover { space } => post(of(space, "/recover"), json!({})),
         Operation::PeerList => get("/v1/peers".into()),
         Operation::PeerShow { peer } => get(format!("/v1/peers/{}", encoded(peer))),
         Operation::PeerRevoke { peer, space } => {

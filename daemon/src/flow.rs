@@ -67,11 +67,14 @@ pub struct Taken {
 }
 
 /// The owner's half: makes a snapshot of what lies in the lake now. Blocks.
+///
+/// `raise` begins a new epoch: this site was set back, and goes on from what its peers had seen.
 pub fn take_snapshot(
     site: &Site,
     space: &SpaceId,
     record: &SpaceRecord,
     tag: Option<String>,
+    raise: bool,
     job: &Job,
 ) -> Result<Taken, ApiError> {
     let started = Instant::now();
@@ -89,7 +92,7 @@ pub fn take_snapshot(
     let snapshot = snapshot::manifest(&lake, space, &site.catalog, chunks, job).or_explain()?;
     job.stage("sign");
     let known = before.as_ref().map(Signed::<Head>::id);
-    let (head, changed) = sign(site, space, &snapshot, before, tag)?;
+    let (head, changed) = sign(site, space, &snapshot, before, tag, raise)?;
     let signed = known != Some(head.id());
     job.stage("pin");
     if changed {
@@ -162,12 +165,13 @@ fn sign(
     snapshot: &Snapshot,
     before: Option<Signed<Head>>,
     tag: Option<String>,
+    raise: bool,
 ) -> Result<(Signed<Head>, bool), ApiError> {
     let now = now_ms();
     let changed = before.as_ref().is_none_or(|h| h.manifest != snapshot.id);
     if let Some(before) = &before {
         let young = now < before.time_ms.saturating_add(HEAD_LIFE_MS / 2);
-        if !changed && young && tag.is_none() && before.annex == snapshot.annex_hash {
+        if !changed && young && tag.is_none() && !raise && before.annex == snapshot.annex_hash {
             return Ok((before.clone(), false));
         }
     }
@@ -178,7 +182,7 @@ fn sign(
             Head {
                 space: *space,
                 writer: site.id,
-                epoch: before.as_ref().map_or(0, |h| h.epoch),
+                epoch: before.as_ref().map_or(0, |h| h.epoch + u64::from(raise)),
                 seq: before.as_ref().map_or(0, |h| h.seq + 1),
                 manifest: snapshot.id,
                 annex: snapshot.annex_hash,

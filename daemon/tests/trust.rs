@@ -166,6 +166,24 @@ async fn an_owner_that_was_set_back_does_not_rewrite_history() {
     let snapshot = Operation::SnapshotCreate { space: "acme".into(), tag: None };
     let refused = call(&restored, snapshot).await.unwrap_err();
     assert!(refused.error.contains("set back"), "{refused}");
+    assert!(refused.hint.as_deref().is_some_and(|h| h.contains("space recover")), "{refused:?}");
+
+    // It goes on from what the peer has seen, and the peer goes along.
+    let recover = Operation::SpaceRecover { space: "acme".into() };
+    let done = call(&restored, recover.clone()).await.unwrap();
+    assert!(done["done"].as_str().unwrap().contains("number 2 in epoch 1"), "{done}");
+    let port = call(&restored, Operation::Status).await.unwrap()["listening"].clone();
+    let invite = Operation::Invite { space: "acme".into(), sections: vec![], expires_s: None };
+    let ticket = call(&restored, invite).await.unwrap()["ticket"].as_str().unwrap().to_string();
+    call(&world.replica, world.join(&ticket)).await.unwrap_or_else(|e| panic!("{port}: {e}"));
+    assert!(world.copy().join("raw/other").exists() && world.copy().join("raw/later").exists());
+    let again = call(&restored, recover).await.unwrap();
+    assert!(again["done"].as_str().unwrap().contains("nothing was done"), "{again}");
+    std::fs::write(world.lake().join("raw/after"), "after").unwrap();
+    call(&restored, Operation::SnapshotCreate { space: "acme".into(), tag: None }).await.unwrap();
+    let sync = Operation::Sync { space: Some("acme".into()), dry_run: false, at: None };
+    call(&world.replica, sync).await.unwrap();
+    assert!(world.copy().join("raw/after").exists());
 }
 
 #[tokio::test(flavor = "multi_thread")]

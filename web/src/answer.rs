@@ -71,6 +71,7 @@ fn patience(op: &Operation) -> Option<Duration> {
     match op {
         Operation::SpaceAdd { .. }
         | Operation::SpaceRemove { .. }
+        | Operation::SpaceRecover { .. }
         | Operation::Join { .. }
         | Operation::SnapshotCreate { .. }
         | Operation::Sync { .. }

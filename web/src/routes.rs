@@ -38,6 +38,7 @@ pub fn router(node: Arc<dyn Node>, door: Door) -> Router {
         .route("/v1/doctor", get(doctor))
         .route("/v1/spaces", get(space_list).post(space_add))
         .route("/v1/spaces/{space}", get(space_show).delete(space_remove))
+        .route("/v1/spaces/{space}/recover", post(space_recover))
         .route("/v1/spaces/{space}/snapshots", get(snapshot_list).post(snapshot_create))
         .route("/v1/spaces/{space}/snapshots/{snapshot}", get(snapshot_show))
         .route("/v1/spaces/{space}/diff", get(snapshot_diff))
@@ -131,6 +132,10 @@ async fn space_show(State(node): App, headers: HeaderMap, Named(space): Named<St
 
 async fn space_remove(State(node): App, headers: HeaderMap, Named(space): Named<String>) -> Response {
     answer(node, &headers, Operation::SpaceRemove { space }).await
+}
+
+async fn space_recover(State(node): App, headers: HeaderMap, Named(space): Named<String>) -> Response {
+    answer(node, &headers, Operation::SpaceRecover { space }).await
 }
 
 #[derive(Deserialize)]

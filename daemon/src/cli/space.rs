@@ -23,6 +23,11 @@ pub(super) enum Space {
         /// Name or id
         space: String,
     },
+    /// Go on from what the peers have seen, at an owner that was restored from an older backup
+    Recover {
+        /// Name or id
+        space: String,
+    },
     /// Forget a space; the lake's files stay where they are
     Remove {
         /// Name or id
@@ -57,6 +62,11 @@ impl Space {
             Space::Show { space } => {
                 let answer = context.ask::<SpaceDetail>(Operation::SpaceShow { space }).await?;
                 context.print(&answer, |detail| text(detail, now_ms()));
+                Ok(Ended::Good)
+            }
+            Space::Recover { space } => {
+                let answer = context.ask::<Done>(Operation::SpaceRecover { space }).await?;
+                context.print(&answer, |done| format!("{}\n", clean(&done.done)));
                 Ok(Ended::Good)
             }
             Space::Remove { space } => {

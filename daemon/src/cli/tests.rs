@@ -35,6 +35,7 @@ fn every_verb_of_the_manual_is_understood() {
         "space list",
         "space show acme",
         "space remove acme",
+        "space recover acme",
         "invite acme --read",
         "invite acme --read --expires 2h --section delta --section raw",
         "join TICKET",
@@ -51,6 +52,10 @@ fn every_verb_of_the_manual_is_understood() {
         "snapshot diff acme v1 v2",
         "sync",
         "sync acme --dry-run",
+        "sync acme --at v1",
+        "resolve acme --keep theirs",
+        "resolve acme --section raw --keep mine --dry-run",
+        "repair --lake /srv/a --lake /srv/b",
         "path acme",
         "path acme --section delta/orders",
         "verify acme --deep",
@@ -83,6 +88,10 @@ fn what_is_wrong_is_refused_as_usage() {
         "demo --mib 0",
         "completions tcl",
         "sync acme more",
+        "sync --at v1",
+        "resolve acme",
+        "resolve acme --keep both",
+        "repair",
     ] {
         let error = parse(line).expect_err(line);
         assert_eq!(error.exit_code(), 2, "{line}: {error}");

@@ -183,6 +183,7 @@ impl Node for SiteNode {
             Operation::SpaceList => self.space_list().map(Outcome::Spaces),
             Operation::SpaceShow { space } => self.space_show(&space).map(|s| Outcome::Space(Box::new(s))),
             Operation::SpaceRemove { space } => self.space_remove(&space).await.map(Outcome::Done),
+            Operation::SpaceRecover { space } => self.space_recover(&space, sink).await.map(Outcome::Done),
             Operation::Invite { space, sections, expires_s } => {
                 self.invite(&space, sections, expires_s).map(Outcome::Invite)
             }

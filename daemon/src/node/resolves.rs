@@ -48,7 +48,7 @@ impl SiteNode {
             space: record.name.clone(),
             keep,
             dry_run,
-            sections: chosen.iter().map(|s| resolved(s)).collect(),
+            sections: chosen.iter().map(resolved).collect(),
             snapshot: Some(live.snapshot),
         };
         if dry_run || chosen.is_empty() {

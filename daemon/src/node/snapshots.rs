@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use sluice_protocol::annex::{Annex, TableFacts};
 use sluice_protocol::api::{
-    ApiError, DiffReport, Failure, HeldAt, ProgressSink, SectionInfo, Skipped, SnapshotDetail, SnapshotInfo,
+    ApiError, DiffReport, Done, Failure, HeldAt, ProgressSink, SectionInfo, Skipped, SnapshotDetail, SnapshotInfo,
     SnapshotReport, TableInfo,
 };
 use sluice_protocol::codec::{Document, check_name};
@@ -20,6 +20,7 @@ use super::{SiteNode, usage};
 use crate::errors::OrExplain;
 use crate::flow::{off_reactor, take_snapshot};
 use crate::jobs::Job;
+use crate::journal;
 use crate::sync::ask;
 use crate::sync::survey::entries;
 
@@ -57,7 +58,7 @@ impl SiteNode {
         let (space, record) = self.site.space_named(name)?;
         self.refuse_when_set_back(&space).await?;
         let (site, of, working) = (self.site.clone(), record.clone(), job.clone());
-        let taken = off_reactor(move || take_snapshot(&site, &space, &of, tag, &working)).await?;
+        let taken = off_reactor(move || take_snapshot(&site, &space, &of, tag, false, &working)).await?;
         if taken.signed {
             self.follow.tell(taken.head.clone(), vec![]);
         }
@@ -98,11 +99,53 @@ impl SiteNode {
                     theirs.0,
                     theirs.1
                 ),
-                "restore a newer backup of this home; signing on from here would look like a rewritten history to every copy",
+                "`sluice space recover SPACE` takes up what that site has seen and goes on from there; signing on from here would look like a rewritten history to every copy",
             ));
         }
         self.asked.lock().expect("no panic while held").insert(*space);
         Ok(())
+    }
+
+    /// Takes up the heads that a peer has seen of this owner's chain, and signs what lies in the lake after
+    /// them, in a new epoch.
+    pub(super) async fn space_recover(&self, name: &str, sink: Arc<dyn ProgressSink>) -> Result<Done, ApiError> {
+        let (space, record) = self.site.space_named(name)?;
+        if record.role != Role::Owner {
+            return Err(usage(
+                format!("`{name}` belongs to site {}: only its owner can be set back", record.owner.short()),
+                "run `sluice space recover` there",
+            ));
+        }
+        let job = self.jobs.begin(&record.name, "ask", sink)?;
+        let mine = self.site.catalog.read().or_explain()?.newest_head(&space, &self.site.id).or_explain()?;
+        let Some((peer, theirs)) = ask::highest_known(&self.site, &space).await else {
+            return Err(ApiError::new(
+                Failure::Incomplete,
+                format!("no peer that has `{name}` answers"),
+                "start one of them, and run the same command again",
+            ));
+        };
+        if Some(theirs) <= mine.as_ref().map(|h| h.place()) {
+            let text =
+                format!("no peer that answers has seen a newer head of `{name}` than this site: nothing was done");
+            return Ok(Done { done: text });
+        }
+        ask::catch_up(&self.site, &space, peer).await.or_explain()?;
+        let (site, lake) = (self.site.clone(), record.clone());
+        let taken = off_reactor(move || take_snapshot(&site, &space, &lake, None, true, &job)).await?;
+        self.asked.lock().expect("no panic while held").insert(space);
+        let text = format!(
+            "from site {} (epoch {}, seq {}) on: {} is number {} in epoch {}",
+            peer.short(),
+            theirs.0,
+            theirs.1,
+            taken.snapshot.id.short(),
+            taken.head.seq,
+            taken.head.epoch
+        );
+        let noted = self.site.catalog.write(|b| journal::write(b, "recovered", Some(space), Some(peer), &text));
+        noted.or_explain()?;
+        Ok(Done { done: format!("`{name}` goes on {text}") })
     }
 
     pub(super) fn snapshot_list(&self, name: &str) -> Result<Vec<SnapshotInfo>, ApiError> {

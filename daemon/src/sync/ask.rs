@@ -156,6 +156,13 @@ pub async fn highest_known(site: &Site, space: &SpaceId) -> Option<(SiteId, (u64
     answers.into_iter().flatten().max_by_key(|(_, place)| *place)
 }
 
+/// Takes up what a peer has seen of this site's own chain beyond what this site remembers, with the
+/// grants of that time.
+pub async fn catch_up(site: &Site, space: &SpaceId, from: SiteId) -> Result<Signed<Head>, SyncError> {
+    let addresses = addresses(&site.catalog.read()?, &from)?;
+    walk(site, space, &site.id, &site.lane.peer(from, &addresses)).await
+}
+
 /// Sites that may read the space and whose addresses are known, this site and those cut off left out.
 pub fn granted(site: &Site, space: &SpaceId) -> Result<Vec<(SiteId, Vec<SocketAddr>)>, CatalogError> {
     let reader = site.catalog.read()?;

@@ -98,6 +98,10 @@ pub enum Operation {
     SpaceRemove {
         space: String,
     },
+    /// An owner that was set back to an older state goes on from what its peers have seen.
+    SpaceRecover {
+        space: String,
+    },
     Invite {
         space: String,
         #[serde(default)]

@@ -25,6 +25,7 @@ fn spaces() -> Vec<Case> {
         ("GET", "/v1/spaces/acme", "", json!({"op":"space_show","space":"acme"})),
         ("GET", "/v1/spaces/a%2Fb%20c", "", json!({"op":"space_show","space":"a/b c"})),
         ("DELETE", "/v1/spaces/acme", "", json!({"op":"space_remove","space":"acme"})),
+        ("POST", "/v1/spaces/acme/recover", "", json!({"op":"space_recover","space":"acme"})),
         ("GET", "/v1/spaces/acme/snapshots", "", json!({"op":"snapshot_list","space":"acme"})),
         ("POST", "/v1/spaces/acme/snapshots", "", json!({"op":"snapshot_create","space":"acme","tag":null})),
         (
