@@ -104,7 +104,8 @@ async fn come_along(
     };
     let (source, head) = asked.map_err(Failed::Asking)?;
     let live = site.catalog.read().and_then(|r| r.live(space)).or_explain().map_err(Failed::Coming)?;
-    if live.is_some_and(|l| l.snapshot == head.manifest) {
+    // One that a person holds at another version is not moved.
+    if record.held.is_some() || live.is_some_and(|l| l.snapshot == head.manifest) {
         return Ok(Round::Good);
     }
     let Some(job) = node.jobs().begin_automatic(&record.name, "ask") else {

@@ -116,7 +116,7 @@ impl SiteNode {
             return Err(ApiError::plain(Failure::Error, "another version was published than the one that arrived"));
         }
         let changed = before.as_ref().is_none_or(|l| l.snapshot != d.head.manifest);
-        if changed {
+        if changed && record.held.is_none() {
             // Whoever cannot reach the owner may reach this site. The owner knows its own heads.
             self.follow.tell(d.head.clone(), vec![record.owner, d.from_site()]);
         }
