@@ -214,7 +214,10 @@ impl Explain for PublishError {
     fn failure(&self) -> Failure {
         match self {
             PublishError::Diverged { .. } => Failure::Verification,
-            PublishError::Occupied { .. } | PublishError::Stranger { .. } => Failure::Error,
+            PublishError::Occupied { .. }
+            | PublishError::Stranger { .. }
+            | PublishError::NotThere { .. }
+            | PublishError::SetBack { .. } => Failure::Error,
             _ => Failure::Incomplete,
         }
     }
@@ -227,6 +230,12 @@ impl Explain for PublishError {
                 hint("move it away, and run `sluice sync` again")
             }
             PublishError::DiskFull { .. } => hint(DISK_FULL),
+            PublishError::NotThere { .. } => hint(
+                "mount it and run the same command again; if its contents are gone for good, make a folder `.sluice` in it, and all is fetched again",
+            ),
+            PublishError::SetBack { .. } => hint(
+                "stop the site, move `catalog.redb`, `meta` and `obao` out of its home, and run `sluice repair --lake DIR` for each of its lakes: they hold what was published",
+            ),
             _ => hint("run `sluice sync` again; what was live stays live until the new version is whole"),
         }
     }

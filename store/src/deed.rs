@@ -185,7 +185,7 @@ fn keep_pages(r: &Reader, space: &SpaceId, deed: &Deed, folder: &Folder) -> Resu
     let (pages, _) = folder.make(PAGES)?;
     let there: BTreeSet<String> = pages.names()?.0.into_iter().collect();
     let mut needed = BTreeSet::new();
-    let mut written = false;
+    let mut written = Vec::new();
     let mut todo = deed.trees();
     while let Some(tree) = todo.pop() {
         let name = tree.page.to_string();
@@ -199,16 +199,17 @@ fn keep_pages(r: &Reader, space: &SpaceId, deed: &Deed, folder: &Folder) -> Resu
             let partial = format!("{name}.tmp");
             pages.remove(&partial)?;
             disk::write_all_at(ROOM, &pages.file_rw(&partial, true)?, &bytes, 0)?;
-            pages.replace(&partial, &pages, &name)?;
-            written = true;
+            written.push(name);
         }
         if inner && let Ok(page) = Page::from_bytes(&bytes) {
             todo.extend(page.child_pages().filter(|c| c.height < tree.height).cloned());
         }
     }
-    if written {
-        // One flush for all of them: a page that is torn all the same does not hash to its name.
+    if !written.is_empty() {
+        // A page gets its name when it is durable, so that a name which is there is believed. One flush for all.
         pages.sync_system()?;
+        written.iter().try_for_each(|name| pages.replace(&format!("{name}.tmp"), &pages, name))?;
+        pages.sync()?;
     }
     Ok(needed)
 }

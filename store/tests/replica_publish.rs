@@ -424,16 +424,24 @@ fn a_planted_link_leads_nothing_out() {
     let outside = world.dir.path().join("elsewhere");
     std::fs::create_dir(&outside).unwrap();
     let next = world.verified(&[part("raw", Raw, vec![file("sub/a", "2")])]);
-    // Where the next section folder will be made.
+    // A number that has a name already is not given out.
     std::os::unix::fs::symlink(&outside, world.at(".sluice/sections/00000002")).unwrap();
+    let stop = inject(world.dir.path(), "sections.folder@1=halt").unwrap();
     assert!(world.publish(&next).is_err());
-    assert_eq!(std::fs::read_dir(&outside).unwrap().count(), 0);
-    std::fs::remove_file(world.at(".sluice/sections/00000002")).unwrap();
-    std::fs::create_dir(world.at(".sluice/sections/00000002")).unwrap();
-    std::os::unix::fs::symlink(&outside, world.at(".sluice/sections/00000002/sub")).unwrap();
+    let world = world.stopped(stop);
+    // An unfinished version goes on in the folder that it has chosen, which is taken from it meanwhile.
+    let chosen = world.at(".sluice/sections/00000003");
+    std::os::unix::fs::symlink(&outside, &chosen).unwrap();
     assert!(world.publish(&next).is_err());
-    assert_eq!(std::fs::read_dir(&outside).unwrap().count(), 0);
+    std::fs::remove_file(&chosen).unwrap();
+    std::fs::create_dir(&chosen).unwrap();
+    std::os::unix::fs::symlink(&outside, chosen.join("sub")).unwrap();
+    assert!(world.publish(&next).is_err());
     assert_eq!(std::fs::read(world.at("raw/sub/a")).unwrap(), b"1");
+    std::fs::remove_file(chosen.join("sub")).unwrap();
+    world.publish(&next).unwrap();
+    assert_eq!(std::fs::read(world.at("raw/sub/a")).unwrap(), b"2");
+    assert_eq!(std::fs::read_dir(&outside).unwrap().count(), 0);
 }
 
 #[test]

@@ -165,7 +165,12 @@ impl Batch {
 
     /// Adds a head; the caller has checked the chain.
     pub fn put_head(&mut self, head: &Signed<Head>) -> Result<(), CatalogError> {
-        self.put(Table::Heads, &head_key(&head.space, &head.writer, head.place()), head.bytes())
+        let key = head_key(&head.space, &head.writer, head.place());
+        if self.raw_get(Table::Heads as usize, &key)?.is_some_and(|stands| stands != head.bytes()) {
+            let (epoch, seq) = head.place();
+            return Err(CatalogError::Refused(format!("another head stands at epoch {epoch}, seq {seq} already")));
+        }
+        self.put(Table::Heads, &key, head.bytes())
     }
 
     /// Replaces the grant set; a lower one is refused.

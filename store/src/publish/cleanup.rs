@@ -123,17 +123,23 @@ fn folders_of(hands: &Hands<'_>, number: u64) -> Result<BTreeSet<String>, Publis
         Some(Kind::Link) => note(&hands.generations.read_link(&name).map_err(failed)?),
         Some(Kind::Folder) => {
             let folder = hands.generations.open(&name).map_err(failed)?;
-            old::walk(&folder, "", &mut |(_, _, text)| {
-                if let Some(text) = text {
-                    note(&text);
-                }
-                true
-            })
-            .map_err(failed)?;
+            links_of(&folder, &mut note).map_err(failed)?;
         }
         _ => {}
     }
     Ok(folders)
+}
+
+/// Every link below a folder of a generation. A name that is not UTF-8 is none of ours.
+fn links_of(folder: &Folder, note: &mut dyn FnMut(&str)) -> std::io::Result<()> {
+    for name in folder.names()?.0 {
+        match folder.look(&name)?.map(|s| s.kind) {
+            Some(Kind::Folder) => links_of(&folder.open(&name)?, note)?,
+            Some(Kind::Link) => note(&folder.read_link(&name)?),
+            _ => {}
+        }
+    }
+    Ok(())
 }
 
 fn remove_folders(hands: &Hands<'_>, unused: &[String], cleaned: &mut Cleaned) -> Result<(), PublishError> {
@@ -182,7 +188,7 @@ pub(crate) fn in_section(place: &Place) -> Option<(&str, &str)> {
 fn only_ours(hands: &Hands<'_>, folder: &Folder, files: &Known) -> std::io::Result<bool> {
     let mut ours = true;
     let put_aside = OnceCell::new();
-    old::walk(folder, "", &mut |(path, seen, _)| {
+    let walked = old::walk(folder, "", &mut |(path, seen, _)| {
         let known = match seen.kind {
             Kind::Folder | Kind::Link => true,
             Kind::Other => false,
@@ -196,8 +202,13 @@ fn only_ours(hands: &Hands<'_>, folder: &Folder, files: &Known) -> std::io::Resu
         let known = known || seen.kind == Kind::File && put_aside.get_or_init(|| inodes_aside(hands)).contains(&inode);
         ours &= known || is_hint(&path);
         ours
-    })?;
-    Ok(ours)
+    });
+    match walked {
+        // A name that is not UTF-8 is somebody's.
+        Err(e) if e.kind() == std::io::ErrorKind::InvalidData => Ok(false),
+        Err(e) => Err(e),
+        Ok(_) => Ok(ours),
+    }
 }
 
 /// The files that lie in the quarantine or are kept from a decision.

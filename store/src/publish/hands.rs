@@ -12,7 +12,7 @@ use sluice_protocol::ids::SpaceId;
 use sluice_protocol::path::LakePath;
 
 use super::PublishError;
-use crate::catalog::{Batch, Catalog, CatalogError};
+use crate::catalog::{Batch, Catalog, CatalogError, Lookup};
 use crate::disk::{self, Room};
 use crate::durable::{Folder, Lock, Unsynced};
 use crate::lake::Lake;
@@ -52,6 +52,9 @@ impl<'a> Hands<'a> {
             let path = lake.root().join(path);
             move |source| PublishError::Io { path, source }
         };
+        if lake.own_if_present().is_none() && catalog.read()?.live(&space)?.is_some() {
+            return Err(PublishError::NotThere { folder: lake.root().to_path_buf() });
+        }
         let top = Folder::of(lake.dir(), "shown").map_err(failed(""))?;
         let own = Folder::of(lake.own()?, LIVE_LINK).map_err(failed(".sluice"))?;
         // Held as long as the folder is open: two homes on one lake do not publish at once.

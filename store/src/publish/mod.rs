@@ -37,6 +37,7 @@ use sluice_protocol::path::{LakePath, PathError};
 
 use crate::blobs::BlobError;
 use crate::catalog::{Batch, Catalog, CatalogError, LiveRecord, LiveSection, Lookup};
+use crate::durable::Folder;
 use crate::lake::{Lake, LakeError};
 use crate::verify::{LinkError, Verified};
 use crate::watch::Watch;
@@ -130,6 +131,10 @@ pub enum PublishError {
     Busy { folder: PathBuf },
     #[error("the disk of `{folder}` is full")]
     DiskFull { folder: PathBuf },
+    #[error("nothing of what is published lies in `{folder}`: its disk may not be mounted; nothing was changed")]
+    NotThere { folder: PathBuf },
+    #[error("`{folder}` shows version {shown} of the lake, and the catalog knows of {known}: the home was set back")]
+    SetBack { folder: PathBuf, shown: u64, known: u64 },
     #[error("blob {hash} for `{path}` is not here any more")]
     BlobGone { path: String, hash: BlobHash },
     #[error("the entries of section `{section}` cannot be read: {cause}")]
@@ -230,7 +235,10 @@ fn begin(
     let snapshot = verified.snapshot();
     let sections = &mut plan.sections;
     let spoiled = plan.spoiled.clone();
+    let in_use = numbers_in_use(hands)?;
     hands.commit("intent", |b| {
+        // Whatever the catalog remembers, no number is given out that a folder has.
+        restore_numbers(b, in_use)?;
         let generation = match left.filter(|l| l.snapshot == snapshot) {
             Some(left) => left.generation,
             None => b.next_number(GENERATION_SERIES)?,
@@ -298,6 +306,15 @@ pub(crate) fn section_of(
 ) -> Result<Option<Section>, CatalogError> {
     let manifest = old::manifest_for(reader, space, live, section)?;
     Ok(old::listed_as(manifest.as_ref(), section).cloned())
+}
+
+/// The greatest numbers of section folders and generations that lie in the lake.
+fn numbers_in_use(hands: &Hands<'_>) -> Result<(u64, u64), PublishError> {
+    let greatest = |folder: &Folder, shown: &str| {
+        let (names, _) = folder.names().map_err(|e| hands.failed(shown, e))?;
+        Ok::<u64, PublishError>(names.iter().filter_map(|n| n.parse().ok()).max().unwrap_or(0))
+    };
+    Ok((greatest(&hands.sections, SECTIONS_FOLDER)?, greatest(&hands.generations, GENERATIONS_FOLDER)?))
 }
 
 /// Lets numbering go on above the section folders and generations that are in use.

@@ -37,7 +37,9 @@ pub(super) fn recover(hands: &Hands<'_>) -> Result<Recovered, PublishError> {
     let intent = intent::load(&reader, &hands.space)?;
     drop(reader);
     if let Some(live) = &live {
-        if generation::live_number(hands)? != Some(live.generation) {
+        let shown = generation::live_number(hands)?;
+        refuse_set_back(hands, live.generation, shown)?;
+        if shown != Some(live.generation) {
             generation::switch(hands, live.generation)?;
             done.switched = Some(live.generation);
         }
@@ -49,6 +51,18 @@ pub(super) fn recover(hands: &Hands<'_>) -> Result<Recovered, PublishError> {
         done.adopted = adopt(hands, intent)?;
     }
     Ok(done)
+}
+
+/// The link follows the catalog, never the other way: a later version in the lake, or none of the
+/// catalog's, says that the catalog is of an earlier day.
+fn refuse_set_back(hands: &Hands<'_>, known: u64, shown: Option<u64>) -> Result<(), PublishError> {
+    let there = hands.generations.look(&known.to_string()).map_err(|e| hands.failed(".sluice/generations", e))?;
+    match shown {
+        Some(shown) if shown > known || (there.is_none() && shown != known) => {
+            Err(PublishError::SetBack { folder: hands.lake.root().to_path_buf(), shown, known })
+        }
+        _ => Ok(()),
+    }
 }
 
 /// Records files of the unfinished version that lie in its folders and nowhere else that we know.
