@@ -176,6 +176,8 @@ fn sign(
         }
     }
     let stored = site.catalog.write(|b| -> Result<_, CatalogError> {
+        // A renewal may have been signed while the lake was read.
+        let before = b.newest_head(space, &site.id)?;
         let grants = b.grants(space)?.ok_or_else(|| CatalogError::Store("the space has no grant set".into()))?;
         let head = Signed::sign(
             &site.key,
@@ -218,6 +220,12 @@ pub fn keep_deed(site: &Site, space: &SpaceId, record: &SpaceRecord) {
     if let Err(e) = kept {
         tracing::warn!(space = %record.name, error = %e, "the deed of the space could not be written into its lake");
     }
+}
+
+/// Whether half the life of the newest head is over.
+pub fn is_renewal_due(site: &Site, space: &SpaceId) -> Result<bool, CatalogError> {
+    let newest = site.catalog.read()?.newest_head(space, &site.id)?;
+    Ok(newest.is_some_and(|h| now_ms() >= h.time_ms.saturating_add(HEAD_LIFE_MS / 2)))
 }
 
 /// Signs the newest head of a quiet space again when half its life is over.

@@ -22,5 +22,6 @@ pub mod policy;
 pub mod repair;
 pub mod retention;
 pub mod service;
+pub mod setback;
 pub mod site;
 pub mod sync;

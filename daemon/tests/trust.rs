@@ -187,6 +187,29 @@ async fn an_owner_that_was_set_back_does_not_rewrite_history() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn the_deed_in_the_lake_tells_a_set_back_owner_when_no_peer_is_there() {
+    let world = World::new().await;
+    world.pair().await;
+    let root = world.dir.path().join("owner");
+    let backup = world.dir.path().join("backup");
+    assert!(std::process::Command::new("cp").arg("-a").arg(&root).arg(&backup).status().unwrap().success());
+    std::fs::write(world.lake().join("raw/later"), "later").unwrap();
+    world.sync().await;
+    world.owner.stop().await;
+    world.replica.stop().await;
+
+    let restored = SiteNode::start(home(&backup, "playground"), config()).await.unwrap();
+    let snapshot = Operation::SnapshotCreate { space: "acme".into(), tag: None };
+    let refused = call(&restored, snapshot.clone()).await.unwrap_err();
+    assert!(refused.error.contains("the deed in its lake") && refused.error.contains("set back"), "{refused}");
+    let done = call(&restored, Operation::SpaceRecover { space: "acme".into() }).await.unwrap();
+    assert!(done["done"].as_str().unwrap().contains("from the deed in its lake"), "{done}");
+    assert!(done["done"].as_str().unwrap().contains("number 2 in epoch 1"), "{done}");
+    std::fs::write(world.lake().join("raw/after"), "after").unwrap();
+    assert_eq!(call(&restored, snapshot).await.unwrap()["seq"], 3);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_new_ticket_finds_an_owner_that_moved() {
     let world = World::new().await;
     world.pair().await;

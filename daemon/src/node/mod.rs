@@ -14,13 +14,12 @@ mod status;
 mod syncs;
 mod verifies;
 
-use std::collections::HashSet;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use sluice_protocol::api::{ApiError, Done, Failure, Node, Operation, Outcome, ProgressSink};
 use sluice_protocol::ids::SpaceId;
-use sluice_store::catalog::{Catalog, Role, SiteLookup};
+use sluice_store::catalog::{Catalog, Role, SiteLookup, SpaceRecord};
 use sluice_store::table::TableReader;
 use tokio::sync::Notify;
 use tokio_util::task::AbortOnDropHandle;
@@ -33,6 +32,7 @@ use crate::home::Home;
 use crate::jobs::Jobs;
 use crate::lanes::{QuicConfig, QuicLane};
 use crate::policy::Policy;
+use crate::setback::Setback;
 use crate::site::{Inner, Site};
 
 /// How long running jobs may take to come to a safe place when the site stops.
@@ -47,8 +47,7 @@ pub struct SiteNode {
     jobs: Jobs,
     api_url: Mutex<Option<String>>,
     stop_asked: Notify,
-    /// Spaces whose peers were asked, since the start, whether this site was set back.
-    asked: Mutex<HashSet<SpaceId>>,
+    setback: Arc<Setback>,
     /// Ends with the site.
     tending: AbortOnDropHandle<()>,
     follow: Follow,
@@ -85,14 +84,15 @@ impl SiteNode {
         lane.serve(Arc::new(host::SiteHost::new(site.clone(), policy, follow.clone()))).or_explain()?;
         finish_publications(&site).await?;
         let jobs = Jobs::default();
-        let tending = AbortOnDropHandle::new(tokio::spawn(tend(site.clone(), jobs.clone())));
+        let setback = Arc::new(Setback::default());
+        let tending = AbortOnDropHandle::new(tokio::spawn(tend(site.clone(), jobs.clone(), setback.clone())));
         let node = Arc::new(SiteNode {
             site,
             home,
             jobs,
             api_url: Mutex::new(None),
             stop_asked: Notify::new(),
-            asked: Mutex::default(),
+            setback,
             tending,
             follow,
             following: Mutex::default(),
@@ -149,11 +149,11 @@ async fn finish_publications(site: &Site) -> Result<(), ApiError> {
 }
 
 /// Signs the heads of quiet spaces again before they pass their time, and collects what nobody needs.
-async fn tend(site: Site, jobs: Jobs) {
+async fn tend(site: Site, jobs: Jobs, setback: Arc<Setback>) {
     loop {
         for (space, record) in site.catalog.read().and_then(|r| r.spaces()).unwrap_or_default() {
             if record.role == Role::Owner
-                && let Err(e) = flow::renew(&site, &space)
+                && let Err(e) = renew(&site, &space, &record, &setback).await
             {
                 tracing::warn!(space = %record.name, error = %e, "a head could not be renewed");
             }
@@ -161,6 +161,21 @@ async fn tend(site: Site, jobs: Jobs) {
         gc::gc_quiet_spaces(&site, &jobs).await;
         tokio::time::sleep(TEND_EVERY).await;
     }
+}
+
+/// Signs a head again when it is time, unless this site was set back.
+async fn renew(site: &Site, space: &SpaceId, record: &SpaceRecord, setback: &Setback) -> Result<(), ApiError> {
+    if !flow::is_renewal_due(site, space).or_explain()? {
+        return Ok(());
+    }
+    setback.check(site, space, record).await?;
+    let (site, space, record) = (site.clone(), *space, record.clone());
+    flow::off_reactor(move || {
+        flow::renew(&site, &space).or_explain()?;
+        flow::keep_deed(&site, &space, &record);
+        Ok(())
+    })
+    .await
 }
 
 /// The table readers of this build.

@@ -10,7 +10,7 @@ use sluice_protocol::api::{
 };
 use sluice_protocol::codec::{Document, check_name};
 use sluice_protocol::head::Head;
-use sluice_protocol::ids::{SnapshotId, SpaceId};
+use sluice_protocol::ids::{SiteId, SnapshotId, SpaceId};
 use sluice_protocol::manifest::{Entry, Manifest};
 use sluice_protocol::signed::Signed;
 use sluice_store::catalog::{Lookup, Reader, Role, SiteLookup, SpaceRecord};
@@ -21,6 +21,7 @@ use crate::errors::OrExplain;
 use crate::flow::{off_reactor, take_snapshot};
 use crate::jobs::Job;
 use crate::journal;
+use crate::setback;
 use crate::sync::ask;
 use crate::sync::survey::entries;
 
@@ -56,7 +57,7 @@ impl SiteNode {
         job: Arc<Job>,
     ) -> Result<SnapshotReport, ApiError> {
         let (space, record) = self.site.space_named(name)?;
-        self.refuse_when_set_back(&space).await?;
+        self.setback.check(&self.site, &space, &record).await?;
         let (site, of, working) = (self.site.clone(), record.clone(), job.clone());
         let taken = off_reactor(move || take_snapshot(&site, &space, &of, tag, false, &working)).await?;
         if taken.signed {
@@ -80,32 +81,6 @@ impl SiteNode {
         })
     }
 
-    /// An owner that was restored from a backup would sign heads that its peers have seen with other
-    /// contents. So before its first head after a start it asks them; one that cannot be reached is passed over.
-    async fn refuse_when_set_back(&self, space: &SpaceId) -> Result<(), ApiError> {
-        if self.asked.lock().expect("no panic while held").contains(space) {
-            return Ok(());
-        }
-        let mine = self.site.catalog.read().or_explain()?.newest_head(space, &self.site.id).or_explain()?;
-        let mine = mine.map(|h| h.place());
-        if let Some((peer, theirs)) = ask::highest_known(&self.site, space).await
-            && Some(theirs) > mine
-        {
-            return Err(ApiError::new(
-                Failure::Error,
-                format!(
-                    "site {} has seen a newer head of this space (epoch {}, seq {}) than this site remembers: this site was set back to an older state",
-                    peer.short(),
-                    theirs.0,
-                    theirs.1
-                ),
-                "`sluice space recover SPACE` takes up what that site has seen and goes on from there; signing on from here would look like a rewritten history to every copy",
-            ));
-        }
-        self.asked.lock().expect("no panic while held").insert(*space);
-        Ok(())
-    }
-
     /// Takes up the heads that a peer has seen of this owner's chain, and signs what lies in the lake after
     /// them, in a new epoch.
     pub(super) async fn space_recover(&self, name: &str, sink: Arc<dyn ProgressSink>) -> Result<Done, ApiError> {
@@ -117,35 +92,52 @@ impl SiteNode {
             ));
         }
         let job = self.jobs.begin(&record.name, "ask", sink)?;
-        let mine = self.site.catalog.read().or_explain()?.newest_head(&space, &self.site.id).or_explain()?;
-        let Some((peer, theirs)) = ask::highest_known(&self.site, &space).await else {
-            return Err(ApiError::new(
-                Failure::Incomplete,
-                format!("no peer that has `{name}` answers"),
-                "start one of them, and run the same command again",
-            ));
-        };
-        if Some(theirs) <= mine.as_ref().map(|h| h.place()) {
-            let text =
-                format!("no peer that answers has seen a newer head of `{name}` than this site: nothing was done");
+        let Some((peer, seen)) = self.take_up(&space, &record).await? else {
+            let text = format!(
+                "neither a peer that answers nor the deed in the lake has seen a newer head of `{name}` than this site: nothing was done"
+            );
             return Ok(Done { done: text });
-        }
-        ask::catch_up(&self.site, &space, peer).await.or_explain()?;
+        };
         let (site, lake) = (self.site.clone(), record.clone());
         let taken = off_reactor(move || take_snapshot(&site, &space, &lake, None, true, &job)).await?;
-        self.asked.lock().expect("no panic while held").insert(space);
+        self.setback.is_in_step(&space);
         let text = format!(
-            "from site {} (epoch {}, seq {}) on: {} is number {} in epoch {}",
-            peer.short(),
-            theirs.0,
-            theirs.1,
+            "from {} (epoch {}, seq {}) on: {} is number {} in epoch {}",
+            peer.map_or("the deed in its lake".into(), |peer| format!("site {}", peer.short())),
+            seen.epoch,
+            seen.seq,
             taken.snapshot.id.short(),
             taken.head.seq,
             taken.head.epoch
         );
-        let noted = self.site.catalog.write(|b| journal::write(b, "recovered", Some(space), Some(peer), &text));
+        let noted = self.site.catalog.write(|b| journal::write(b, "recovered", Some(space), peer, &text));
         noted.or_explain()?;
         Ok(Done { done: format!("`{name}` goes on {text}") })
+    }
+
+    /// Stores the newest head that was seen of this owner's chain: by a peer that answers, or else by the
+    /// deed in the lake. None when this site's own is the newest.
+    async fn take_up(
+        &self,
+        space: &SpaceId,
+        record: &SpaceRecord,
+    ) -> Result<Option<(Option<SiteId>, Signed<Head>)>, ApiError> {
+        let mine = self.site.catalog.read().or_explain()?.newest_head(space, &self.site.id).or_explain()?;
+        let later = |h: &Signed<Head>| Some(h.place()) > mine.as_ref().map(|m| m.place());
+        let deed = setback::in_deed(&self.site, space, record).into_iter().filter(later).max_by_key(|h| h.place());
+        let peer = ask::highest_known(&self.site, space).await.filter(|(_, h)| later(h));
+        match (peer, deed) {
+            (Some((peer, head)), deed) if deed.as_ref().is_none_or(|d| d.place() <= head.place()) => {
+                ask::catch_up(&self.site, space, peer).await.or_explain()?;
+                Ok(Some((Some(peer), head)))
+            }
+            (_, Some(head)) => {
+                // Signed by this site's own key, and no peer that answers has seen a later one.
+                self.site.catalog.write(|b| b.put_head(&head)).or_explain()?;
+                Ok(Some((None, head)))
+            }
+            _ => Ok(None),
+        }
     }
 
     pub(super) fn snapshot_list(&self, name: &str) -> Result<Vec<SnapshotInfo>, ApiError> {

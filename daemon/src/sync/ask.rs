@@ -133,8 +133,8 @@ pub fn head_by_id(
     Ok(heads.into_iter().rev().find(|h| h.id() == *id))
 }
 
-/// The highest place in this site's own chain that one of its peers has seen, among those that answer soon.
-pub async fn highest_known(site: &Site, space: &SpaceId) -> Option<(SiteId, (u64, u64))> {
+/// The newest head of this site's own chain that one of its peers has seen, among those that answer soon.
+pub async fn highest_known(site: &Site, space: &SpaceId) -> Option<(SiteId, Signed<Head>)> {
     let peers: Vec<_> = granted(site, space).ok()?.into_iter().take(PEERS_ASKED_MAX).collect();
     let ask = |(id, addresses): (SiteId, Vec<SocketAddr>)| async move {
         let peer = site.lane.peer(id, &addresses);
@@ -150,10 +150,10 @@ pub async fn highest_known(site: &Site, space: &SpaceId) -> Option<(SiteId, (u64
         let Message::News(news) = answer else { return None };
         let heads = news.heads.iter().filter_map(|raw| Signed::<Head>::from_bytes(&raw.0).ok());
         let ours = heads.filter(|h| h.space == *space && h.writer == site.id);
-        ours.map(|h| (id, h.place())).max_by_key(|(_, place)| *place)
+        ours.map(|h| (id, h)).max_by_key(|(_, h)| h.place())
     };
     let answers = futures_util::future::join_all(peers.into_iter().map(ask)).await;
-    answers.into_iter().flatten().max_by_key(|(_, place)| *place)
+    answers.into_iter().flatten().max_by_key(|(_, h)| h.place())
 }
 
 /// Takes up what a peer has seen of this site's own chain beyond what this site remembers, with the
