@@ -10,6 +10,7 @@ use std::io;
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -50,6 +51,12 @@ impl From<Errno> for Blind {
     }
 }
 
+/// Device and inode of what lies at a path now.
+fn place_of(root: &Path) -> io::Result<(u64, u64)> {
+    let about = std::fs::metadata(root)?;
+    Ok((about.dev(), about.ino()))
+}
+
 /// What a watched folder is to a table.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Belongs {
@@ -69,6 +76,8 @@ struct Folder {
 pub(super) struct Eyes {
     fd: Arc<AsyncFd<OwnedFd>>,
     root: PathBuf,
+    /// Device and inode of the root: another one may be mounted over it.
+    at: (u64, u64),
     folders: HashMap<i32, Folder>,
 }
 
@@ -79,7 +88,8 @@ impl Eyes {
         // The other constructor asks for a promise that an `OwnedFd` keeps by itself.
         #[allow(deprecated)]
         let fd = AsyncFd::with_interest(fd, Interest::READABLE)?;
-        let mut eyes = Self { fd: Arc::new(fd), root: root.to_path_buf(), folders: HashMap::new() };
+        let mut eyes =
+            Self { fd: Arc::new(fd), root: root.to_path_buf(), at: place_of(root)?, folders: HashMap::new() };
         eyes.watch(root.to_path_buf(), Belongs::Nowhere)?;
         Ok(eyes)
     }
@@ -102,6 +112,9 @@ impl Eyes {
 
     /// Reads what was seen, and watches folders that are new. Blocks.
     pub(super) fn look(&mut self) -> Result<Seen, Blind> {
+        if place_of(&self.root).ok() != Some(self.at) {
+            return Ok(Seen { lost: true, ..Seen::default() });
+        }
         let fd = self.fd.clone();
         let mut buffer = vec![MaybeUninit::uninit(); EVENTS_BYTES];
         let mut events = inotify::Reader::new(fd.get_ref().as_fd(), &mut buffer);

@@ -116,6 +116,11 @@ async fn come_along(
         }
         return Ok(Round::Again);
     };
+    let stored = site.catalog.read().and_then(|r| r.space(space)).or_explain().map_err(Failed::Coming)?;
+    if stored.is_none_or(|stored| stored.held.is_some()) {
+        // A person decided while the question was on its way.
+        return Ok(Round::Again);
+    }
     prefer(&mut record, source.peer().site());
     drop(source);
     let sync = node.sync_with(space, &record, false, None, &job).await.map_err(Failed::Coming)?;

@@ -120,7 +120,9 @@ impl SiteNode {
             // Whoever cannot reach the owner may reach this site. The owner knows its own heads.
             self.follow.tell(d.head.clone(), vec![record.owner, d.from_site()]);
         }
-        self.stay_at(space, &record)?;
+        if at.is_some() {
+            self.stay_at(space, &record)?;
+        }
         for (name, by) in &arrived.published.held_back {
             if name != by {
                 job.note(format!("section `{name}` waits: `{by}` was changed here and has its place"));
@@ -176,7 +178,10 @@ impl SiteNode {
         at: Option<&str>,
         job: &Arc<Job>,
     ) -> Result<SpaceRecord, ApiError> {
-        let mut record = record.clone();
+        // Read again within the job: a person may have decided, or removed the space, while this call waited.
+        let stored = self.site.catalog.read().or_explain()?.space(space).or_explain()?;
+        let gone = || ApiError::plain(Failure::Error, format!("the space `{}` was removed meanwhile", record.name));
+        let mut record = SpaceRecord { sources: record.sources.clone(), ..stored.ok_or_else(gone)? };
         match at {
             None => {}
             Some(NEWEST) => record.held = None,
