@@ -79,7 +79,11 @@ fn two_hundred_changes_and_no_reader_sees_a_torn_version() {
     let lake = Rounds::begin(world.path("lake"), world.path("truth.jsonl"));
     let owner = world.site("playground");
     owner.json(["space", "add", "acme", text(lake.root())]);
-    let replica = world.site("cradle");
+    // Old versions go while they are read: only the grace stands between a reader and a missing file.
+    let mut replica = world.sleeping_site("cradle");
+    replica.set("SLUICE__PUBLISH__KEEP_GENERATIONS", "1");
+    replica.set("SLUICE__PUBLISH__READERS_GRACE_S", "10");
+    replica.start();
     let copy = world.path("copy");
     replica.json(["join", &owner.invite("acme"), "--into", text(&copy)]);
 
@@ -98,4 +102,6 @@ fn two_hundred_changes_and_no_reader_sees_a_torn_version() {
         before = newest;
     }
     readers.into_iter().for_each(Reader::finish);
+    let kept = std::fs::read_dir(copy.join(".sluice/generations")).expect("a published lake").count();
+    assert!((kept as u64) < ROUNDS, "no version went while it was read: {kept} are left");
 }
