@@ -12,6 +12,9 @@
 //! | `halt` | fails, and so does every later call: what a kill is for one process in a test |
 //! | `log:FILE` | appends the point's name as a line to FILE, then is made |
 //!
+//! With `when:FILE` among the rules none of them counts or fires before FILE exists: so a test counts
+//! from the command that it is about, not from the start of the process.
+//!
 //! `SLUICE_FAULTS` sets rules for the whole process; [`inject`] for what lies below one folder, so
 //! that tests in one process do not meet.
 //!
@@ -30,6 +33,8 @@ use super::{Effect, Room};
 
 /// The variable with the rules for the whole process.
 const VARIABLE: &str = "SLUICE_FAULTS";
+/// What begins the setting that lets the rules wait for a file.
+const WHEN: &str = "when:";
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum Action {
@@ -92,14 +97,24 @@ impl Rule {
     }
 }
 
-fn parse(text: &str) -> Result<Vec<Rule>, String> {
-    text.split(';').map(str::trim).filter(|t| !t.is_empty()).map(Rule::parse).collect()
+fn parse(text: &str) -> Result<Rules, String> {
+    let mut rules = Rules::default();
+    for setting in text.split(';').map(str::trim).filter(|t| !t.is_empty()) {
+        match setting.strip_prefix(WHEN) {
+            Some("") => return Err(format!("the fault `{setting}` cannot be read: it names no file")),
+            Some(file) => rules.when = Some(file.into()),
+            None => rules.rules.push(Rule::parse(setting)?),
+        }
+    }
+    Ok(rules)
 }
 
 /// Rules and what became of them.
 #[derive(Debug, Default)]
 struct Rules {
     rules: Vec<Rule>,
+    /// The file that the rules still wait for.
+    when: Option<PathBuf>,
     /// Points that were passed, in their order, and where.
     passed: Vec<Passed>,
     fired: u64,
@@ -128,6 +143,10 @@ impl Rules {
         if self.halted {
             return Verdict::Fail(Errno::IO);
         }
+        if self.when.as_ref().is_some_and(|file| !file.exists()) {
+            return Verdict::Go;
+        }
+        self.when = None;
         let mut verdict = Verdict::Go;
         for rule in self.rules.iter_mut().filter(|r| r.is_for(room, what)) {
             if !rule.hit() {
@@ -176,8 +195,7 @@ static SCOPE_COUNT: AtomicUsize = AtomicUsize::new(0);
 
 /// Puts rules on everything below `root` until the value is dropped.
 pub fn inject(root: &Path, rules: &str) -> Result<Injected, String> {
-    let rules = Rules { rules: parse(rules)?, ..Rules::default() };
-    Ok(Injected(enter(root, rules, None)))
+    Ok(Injected(enter(root, parse(rules)?, None)))
 }
 
 fn enter(root: &Path, rules: Rules, trace: Option<Mutex<Vec<super::trace::Done>>>) -> Arc<Scope> {
@@ -246,8 +264,7 @@ fn from_environment() -> Option<&'static Mutex<Rules>> {
     let read = || {
         let text = std::env::var(VARIABLE).ok().filter(|t| !t.is_empty())?;
         // What cannot be read was refused at the start, before anything was written.
-        let rules = parse(&text).unwrap_or_default();
-        Some(Mutex::new(Rules { rules, ..Rules::default() }))
+        Some(Mutex::new(parse(&text).unwrap_or_default()))
     };
     RULES.get_or_init(read).as_ref()
 }
@@ -322,11 +339,11 @@ mod tests {
 
     #[test]
     fn rules_are_read_or_refused_with_a_sentence() {
-        let rules = parse("live.replace@1=kill; staging.*@7+=EIO;*=log:/tmp/x;*@120=short").unwrap();
+        let rules = parse("live.replace@1=kill; staging.*@7+=EIO;*=log:/tmp/x;*@120=short").unwrap().rules;
         assert_eq!(rules.len(), 4);
         assert!(rules[1].is_for("staging", "write") && !rules[1].is_for("staging-tree", "write"));
         assert!(rules[0].is_for("live", "replace") && !rules[0].is_for("live", "remove"));
-        for wrong in ["x", "=kill", "A@1=kill", "a@b=kill", "a@1=die", "a=log:", "a*b@1=kill"] {
+        for wrong in ["x", "=kill", "A@1=kill", "a@b=kill", "a@1=die", "a=log:", "a*b@1=kill", "when:"] {
             let told = parse(wrong).unwrap_err();
             assert!(told.contains(&format!("`{wrong}`")), "{told}");
         }
@@ -345,6 +362,21 @@ mod tests {
         assert_eq!((guard.fired(), guard.passed()), (1, vec![passed("1"), passed("2")]));
         drop(guard);
         disk::create("room", open(&a), "2", 0o600).unwrap();
+    }
+
+    #[test]
+    fn rules_that_wait_for_a_file_count_from_then_on() {
+        let (dir, other) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let file = other.path().join("now");
+        let guard = inject(dir.path(), &format!("when:{};room.create@2=ENOSPC", file.display())).unwrap();
+        let create = |name: &str| disk::create("room", File::open(dir.path()).unwrap(), name, 0o600);
+        create("1").unwrap();
+        create("2").unwrap();
+        std::fs::write(&file, "").unwrap();
+        create("3").unwrap();
+        assert_eq!(guard.fired(), 0);
+        create("4").unwrap_err();
+        assert_eq!(guard.fired(), 1);
     }
 
     #[test]
