@@ -97,7 +97,9 @@ fn status_names_the_api_and_everything_prints_json() {
     site.json(["space", "add", "acme", lake.to_str().expect("UTF-8")]);
     let status = site.json(["status"]);
     assert!(status["api"].as_str().is_some_and(|url| url.starts_with("http://127.0.0.1:")), "{status}");
-    for key in ["site", "name", "version", "spaces", "peers", "moved_bytes_total", "reused_bytes_total"] {
+    for key in
+        ["site", "name", "version", "spaces", "peers", "moved_bytes_total", "reused_bytes_total", "served_bytes_total"]
+    {
         assert!(!status[key].is_null(), "no `{key}` in {status}");
     }
     for args in [

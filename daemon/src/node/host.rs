@@ -47,6 +47,11 @@ impl SiteHost {
         Self { site, policy, follow, leases, served_bytes: AtomicU64::new(0) }
     }
 
+    /// Bytes that were handed to the network for peers since the start, hash trees included.
+    pub fn served_bytes(&self) -> u64 {
+        self.served_bytes.load(Ordering::Relaxed)
+    }
+
     fn pair(&self, from: SiteId, request: &PairRequest) -> Message {
         let admitted = pairing::admit(&self.site.catalog, &self.site.key, from, request);
         if let Ok(space) = &admitted

@@ -50,6 +50,7 @@ pub struct SiteNode {
     setback: Arc<Setback>,
     /// Ends with the site.
     tending: AbortOnDropHandle<()>,
+    host: Arc<host::SiteHost>,
     follow: Follow,
     /// The task that follows, while the site does.
     following: Mutex<Option<AbortOnDropHandle<()>>>,
@@ -81,7 +82,8 @@ impl SiteNode {
         });
         let policy = Policy::new(catalog, site.id);
         let follow = Follow::new(site.clone());
-        lane.serve(Arc::new(host::SiteHost::new(site.clone(), policy, follow.clone()))).or_explain()?;
+        let host = Arc::new(host::SiteHost::new(site.clone(), policy, follow.clone()));
+        lane.serve(host.clone()).or_explain()?;
         finish_publications(&site).await?;
         let jobs = Jobs::default();
         let setback = Arc::new(Setback::default());
@@ -94,6 +96,7 @@ impl SiteNode {
             stop_asked: Notify::new(),
             setback,
             tending,
+            host,
             follow,
             following: Mutex::default(),
         });

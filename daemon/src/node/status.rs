@@ -34,6 +34,7 @@ impl SiteNode {
             jobs: self.jobs.list(),
             moved_bytes_total: reader.counter(MOVED_TOTAL).or_explain()?,
             reused_bytes_total: reader.counter(REUSED_TOTAL).or_explain()?,
+            served_bytes_total: self.host.served_bytes(),
             alerts: self.alerts(&reader)?,
         })
     }

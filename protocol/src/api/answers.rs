@@ -60,6 +60,9 @@ pub struct Status {
     pub moved_bytes_total: u64,
     /// Bytes of new versions that were here already, likewise.
     pub reused_bytes_total: u64,
+    /// Bytes handed to the network for peers since the daemon started, hash trees included.
+    #[serde(default)]
+    pub served_bytes_total: u64,
     /// Newest last: things a person should know.
     pub alerts: Vec<Alert>,
 }
