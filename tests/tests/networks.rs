@@ -137,21 +137,23 @@ fn a_cut_in_the_middle_of_a_transfer_costs_next_to_nothing() {
     let Some(pair) = Pair::new(3) else { return };
     let size = 24 * MIB;
     pair.shaper.set(Conditions { delay: Duration::from_millis(5), rate: Some(24_000_000), ..Conditions::default() });
-    let moved = || pair.replica.json(["status"])["moved_bytes_total"].as_u64().expect("a number");
-    let before = moved();
+    // At the owner: what was on its way when the line was cut counts, too.
+    let served = || pair.owner.json(["status"])["served_bytes_total"].as_u64().expect("a number");
+    let (before, third) = (served(), size as u64 / 3);
     let data = noise(9, size);
     std::fs::write(pair.lake.join("raw/big.bin"), &data).expect("the lake is ours");
-    wait::until("a third of it to arrive", CONVERGE_WITHIN, || {
-        let jobs = pair.replica.json(["status"])["jobs"].clone();
-        (jobs[0]["bytes"].as_u64().unwrap_or_default() > 0 || moved() - before > size as u64 / 3).then_some(())
-    });
+    wait::until("a third of it to be on its way", CONVERGE_WITHIN, || (served() - before >= third).then_some(()));
     pair.shaper.cut(true);
+    let first = served() - before;
+    assert!(first < 2 * third, "{first} bytes of {size} had gone before the cut");
+    let job = pair.replica.json(["status"])["jobs"][0].clone();
+    assert_eq!(job["stage"], "transfer", "{job}");
     std::thread::sleep(Duration::from_secs(20));
     pair.shaper.cut(false);
     let took = converges(&pair.owner, &pair.replica, &pair.copy.join("raw/big.bin"), &data);
-    let moved = moved() - before;
-    eprintln!("it came {took:.1?} after the line had healed; {moved} bytes for {size}");
-    assert!(moved <= (size + size / 100) as u64, "{moved} bytes were moved for {size}: more than 1 % twice");
+    let sent = served() - before;
+    eprintln!("cut after {first} bytes; it came {took:.1?} after the line had healed; {sent} bytes for {size}");
+    assert!(sent <= (size + size / 100) as u64, "{sent} bytes were sent for {size}: more than 1 % twice");
 }
 
 #[test]
