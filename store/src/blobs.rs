@@ -168,9 +168,14 @@ pub fn quarantine(
     place: &Place,
 ) -> Result<(), BlobError> {
     let known = catalog.read()?.blob(space, hash)?.map_or(vec![], |b| b.places);
-    let inode = known.iter().find(|at| at.place == *place).map(|at| (at.print.dev, at.print.inode));
+    let recorded = known.iter().find(|at| at.place == *place).map(|at| (at.print.dev, at.print.inode));
+    let inode = inode_at(lake, place);
+    if recorded.is_some() && recorded != inode {
+        // Another file has the name now. What was recorded may live on under other names, unharmed.
+        return Ok(catalog.write(|b| b.remove_place(space, hash, place))?);
+    }
     // Other names of the same file hold the same bytes.
-    let same = |at: &&Located| Some((at.print.dev, at.print.inode)) == inode;
+    let same = |at: &&Located| inode.is_some() && inode_at(lake, &at.place) == inode;
     let mut places: Vec<Place> = known.iter().filter(same).map(|at| at.place.clone()).collect();
     if places.is_empty() {
         places.push(place.clone());
@@ -182,6 +187,12 @@ pub fn quarantine(
         })
     })?;
     places.iter().try_for_each(|place| put_away(lake, hash, place))
+}
+
+/// Device and inode of the file that lies at a place now.
+fn inode_at(lake: &Lake, place: &Place) -> Option<(u64, u64)> {
+    let print = Lake::print_of(&lake.open_place(place).ok()?).ok()?;
+    Some((print.dev, print.inode))
 }
 
 /// Moves a staged part or a pin to the quarantine.

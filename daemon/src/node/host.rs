@@ -167,7 +167,7 @@ impl SiteHost {
             let lake = self.site.lake_of(&record)?;
             for at in blob.places {
                 // Only the place that is damaged: another one may still be whole.
-                if !is_whole(&lake, &at.place, blob.size, &hash) {
+                if is_damaged(&lake, &at.place, blob.size, &hash) {
                     quarantine(&lake, &self.site.catalog, &space, &hash, &at.place).or_explain()?;
                 }
             }
@@ -179,10 +179,14 @@ impl SiteHost {
     }
 }
 
-/// Whether the bytes at a place are the blob.
-fn is_whole(lake: &Lake, place: &Place, size: u64, hash: &BlobHash) -> bool {
-    let file = lake.open_place(place).ok().filter(|f| f.metadata().is_ok_and(|m| m.len() == size));
-    file.is_some_and(|f| digest_file(&f, size, false).is_ok_and(|d| d.hash == *hash))
+/// Whether the bytes at a place are certainly not the blob. What cannot be read just now is no proof.
+fn is_damaged(lake: &Lake, place: &Place, size: u64, hash: &BlobHash) -> bool {
+    let Ok(file) = lake.open_place(place) else { return false };
+    match file.metadata() {
+        Ok(about) if about.len() != size => true,
+        Ok(_) => digest_file(&file, size, false).is_ok_and(|d| d.hash != *hash),
+        Err(_) => false,
+    }
 }
 
 /// Serves a metadata blob out of memory; its tree is made on the way.

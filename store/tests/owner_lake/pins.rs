@@ -5,6 +5,7 @@ use std::os::unix::fs::MetadataExt;
 use std::sync::Arc;
 
 use sluice_protocol::ids::BlobHash;
+use sluice_store::blobs::quarantine;
 use sluice_store::catalog::Lookup;
 use sluice_store::lake::{Lake, Place};
 use sluice_store::pins::{PinOptions, PinReport, pin, pin_place, unpin_unreferenced};
@@ -191,4 +192,24 @@ fn pins_that_someone_turned_into_links_are_not_followed() {
     let done = pin(&world.lake, &SPACE, &world.catalog, &snapshot.manifest, LINK, &Silent);
     assert!(done.is_err(), "{done:?}");
     assert_eq!(fs::read_dir(&outside).unwrap().count(), 0);
+}
+
+#[test]
+fn a_file_that_was_replaced_takes_no_pin_along() {
+    let world = world();
+    let snapshot = world.snap();
+    pin_all(&world, &snapshot, LINK);
+    // Another file takes the name: the pin alone has the old bytes.
+    fs::write(world.at("t/new"), b"bb").unwrap();
+    fs::rename(world.at("t/new"), world.at("t/a.parquet")).unwrap();
+    let hash = BlobHash::of(b"aa");
+    let place = world.places(b"aa").into_iter().find(|p| matches!(p, Place::Lake(_))).unwrap();
+    quarantine(&world.lake, &world.catalog, &SPACE, &hash, &place).unwrap();
+    assert_eq!(world.places(b"aa"), [pin_place(&hash)]);
+    assert_eq!(fs::read(at_pin(&world, b"aa")).unwrap(), b"aa");
+    // Rot in the pin itself takes the pin out of use.
+    fs::set_permissions(at_pin(&world, b"aa"), std::os::unix::fs::PermissionsExt::from_mode(0o600)).unwrap();
+    fs::write(at_pin(&world, b"aa"), b"ax").unwrap();
+    quarantine(&world.lake, &world.catalog, &SPACE, &hash, &pin_place(&hash)).unwrap();
+    assert!(world.places(b"aa").is_empty() && !at_pin(&world, b"aa").exists());
 }
