@@ -170,7 +170,10 @@ fn rot_is_found_set_aside_and_fetched_again() {
 }
 
 /// Every way to change a published file, and the section that diverges by it.
-fn edits() -> Vec<(&'static str, &'static str, fn(&World))> {
+/// What is done, in which section, and how.
+type Edit = (&'static str, &'static str, fn(&World));
+
+fn edits() -> Vec<Edit> {
     vec![
         ("edited in place", "raw", |w| write(&w.at("raw/a"), b"mine")),
         ("renamed over", "raw", |w| {

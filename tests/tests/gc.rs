@@ -99,7 +99,7 @@ fn a_slow_peer_gets_the_version_it_began_and_afterwards_it_goes() {
     let bytes = (FILES as u64) * FILE_BYTES as u64;
     assert!(did["spaces"][0]["bytes"].as_u64() >= Some(bytes), "the pins' bytes are free: {did}");
     assert_eq!((&would["spaces"], &would["dry_run"]), (&did["spaces"], &Value::Bool(true)));
-    assert_eq!(kept(&owner)[2].1, false);
+    assert!(!kept(&owner)[2].1);
     assert_eq!(owner.json(["verify", "acme", "--deep"])["ok"], true);
 }
 
