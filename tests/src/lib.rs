@@ -8,6 +8,7 @@ pub mod lake;
 pub mod liar;
 pub mod net;
 pub mod outsider;
+pub mod pair;
 pub mod shaper;
 pub mod site;
 pub mod skip;

@@ -15,6 +15,8 @@ use crate::{wait, world};
 
 /// How long a site may take until it answers, on a busy machine with a debug build.
 const START_LIMIT: Duration = Duration::from_secs(60);
+/// How long a command may take that goes on only while another site lives.
+const COMMAND_LIMIT: Duration = Duration::from_secs(120);
 /// How much of a log is shown after a failure.
 const LOG_LINES_SHOWN: usize = 80;
 
@@ -186,6 +188,22 @@ impl Site {
     pub fn run<I: IntoIterator<Item = S>, S: AsRef<OsStr>>(&self, args: I) -> Output {
         let mut command = self.command(args);
         finish(&mut command)
+    }
+
+    /// Runs one command for as long as `other` lives; none when it was given up because that site ended.
+    /// The work that it asked for may go on within this site.
+    #[track_caller]
+    pub fn run_beside(&self, other: &mut Site, args: &[&str]) -> Option<Output> {
+        let mut command = self.command(args);
+        let line = format!("{command:?}");
+        let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("sluice starts");
+        let mut ended = || child.try_wait().expect("a child can be asked").is_some();
+        let finished = wait::until(&line, COMMAND_LIMIT, || (ended() || other.has_ended()).then(&mut ended));
+        if !finished {
+            child.kill().expect("a child can be killed");
+        }
+        let done = child.wait_with_output().expect("a command ends");
+        finished.then(|| output(line, done))
     }
 
     /// Runs one command and gives its JSON; `--json` is added.
