@@ -2,230 +2,315 @@
 //!
 //! After each kill a reader must find the version before or the new one, whole (I1); in the end the
 //! copy equals the source, hashes to its id (I2), nothing lies outside lake and home (I3), and every
-//! command that did not reach its end said so (I4). `docs/reliability.md` lists the points.
+//! command that did not reach its end said so (I4). No kill may be missed: a test that kills nobody
+//! fails. `docs/reliability.md` lists the points.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
+use std::process::{Child, Stdio};
+use std::time::{Duration, Instant};
 
+use sluice_tests::pair::{MIB, Pair, bytes, start_with, tree};
 use sluice_tests::{Output, Site, World};
 
-/// A tree as a reader sees it: path → bytes.
-type Tree = BTreeMap<String, Vec<u8>>;
+/// Times that a piece of work is done, with another change each time, until a hit counts as missed.
+const TRIES: usize = 3;
+/// How long a command is waited for whose own site lives, but perhaps not the other one.
+const PATIENCE: Duration = Duration::from_secs(3);
 
-const MIB: usize = 1 << 20;
-/// Changes that are tried for one point before it counts as not reached.
-const CHANGES_PER_POINT_MAX: usize = 3;
-
-/// A generator of small numbers: xorshift, so that a seed tells all.
-struct Dice(u64);
-
-impl Dice {
-    fn roll(&mut self, below: u64) -> u64 {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        self.0 % below
-    }
+/// A piece of work, and which site is killed in it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Work {
+    /// The owner, while it takes a snapshot.
+    Snapshot,
+    /// The owner, while it serves a sync.
+    Serving,
+    /// The owner, while it admits a new peer and serves its first copy.
+    Admitting,
+    /// The owner, while it collects what no version needs.
+    Collecting,
+    /// The replica, while it syncs.
+    Sync,
+    /// The replica, while it joins.
+    Join,
 }
 
-fn bytes(seed: u64, length: usize) -> Vec<u8> {
-    let mut out = vec![0; length];
-    blake3::Hasher::new().update(&seed.to_le_bytes()).finalize_xof().fill(&mut out);
-    out
+/// How often each point is passed by a piece of work, from its command to its answer.
+type Hits = BTreeMap<String, u64>;
+
+/// A point, and which of its hits a kill waits for.
+type Kill = (String, u64);
+
+/// Each commit, and some of all other hits: those of the catalog's file are many and alike.
+fn some(hits: &Hits) -> Vec<Kill> {
+    let of = |(point, count): (&String, &u64)| -> Vec<Kill> {
+        let chosen: BTreeSet<u64> = match point {
+            p if p.ends_with(".commit") => (1..=*count).collect(),
+            p if p.starts_with("catalog.") => [1, count.div_ceil(2), *count].into(),
+            _ => [1].into(),
+        };
+        chosen.into_iter().map(|hit| (point.clone(), hit)).collect()
+    };
+    hits.iter().flat_map(of).collect()
 }
 
-fn tree(root: &Path) -> Tree {
-    fn walk(folder: &Path, prefix: &str, found: &mut Tree) {
-        for entry in std::fs::read_dir(folder).expect("a folder of the tree").map(|e| e.expect("an entry")) {
-            let name = entry.file_name().into_string().expect("UTF-8");
-            if prefix.is_empty() && name == ".sluice" {
-                continue;
+/// Each commit, and some of what the catalog's file takes for them.
+fn catalog(hits: &Hits) -> Vec<Kill> {
+    some(hits).into_iter().filter(|(point, _)| point.ends_with(".commit") || point.starts_with("catalog.")).collect()
+}
+
+/// Each commit, and nothing else.
+fn commits(hits: &Hits) -> Vec<Kill> {
+    some(hits).into_iter().filter(|(point, _)| point.ends_with(".commit")).collect()
+}
+
+/// Each hit of each point.
+fn all(hits: &Hits) -> Vec<Kill> {
+    hits.iter().flat_map(|(point, count)| (1..=*count).map(|hit| (point.clone(), hit))).collect()
+}
+
+/// A pair and what is done with it again and again.
+struct Chain {
+    pair: Pair,
+    work: Work,
+}
+
+impl Chain {
+    /// Both sites are up and in step, unless the work is a first copy.
+    fn new(work: Work) -> Self {
+        let mut pair = match work {
+            // One version is kept, and a file has a hash tree beside the catalog, so each collection removes one.
+            Work::Collecting => {
+                let keep = [("SLUICE__RETENTION__SNAPSHOTS", "1"), ("SLUICE__RETENTION__GRACE_H", "1")];
+                let settings = [keep[0], keep[1], ("SLUICE__PINS__COPY", "true")];
+                Pair::with(&settings, &[("raw/huge", &bytes(1, 17 * MIB))])
             }
-            let path = entry.path();
-            if path.is_dir() {
-                walk(&path, &format!("{prefix}{name}/"), found);
-            } else {
-                found.insert(format!("{prefix}{name}"), std::fs::read(&path).expect("a file of the tree"));
+            _ => Pair::new(),
+        };
+        assert!(start_with(&mut pair.replica, ""));
+        if !matches!(work, Work::Join | Work::Admitting) {
+            pair.join().ok();
+        }
+        Self { pair, work }
+    }
+
+    fn victim(&mut self) -> &mut Site {
+        match self.work {
+            Work::Sync | Work::Join => &mut self.pair.replica,
+            _ => &mut self.pair.owner,
+        }
+    }
+
+    fn at(&self, name: &str) -> PathBuf {
+        self.pair.world.path("points").join(name)
+    }
+
+    /// Makes all ready for the work, with faults at the victim that count from now on.
+    fn begin(&mut self, faults: &str) {
+        let first = matches!(self.work, Work::Join | Work::Admitting);
+        if first {
+            self.pair.newcomer();
+        }
+        let now = self.at("now");
+        let _ = std::fs::remove_file(&now);
+        let victim = self.victim();
+        victim.kill9_if_up();
+        assert!(start_with(victim, &format!("when:{};{faults}", now.display())), "{faults}: it waits for its file");
+        for site in [&mut self.pair.owner, &mut self.pair.replica] {
+            assert!(site.is_up() || start_with(site, ""), "{} does not start", site.name());
+        }
+        if !first {
+            self.pair.change();
+        }
+        if matches!(self.work, Work::Serving | Work::Sync | Work::Collecting) {
+            self.pair.snapshot().ok();
+        }
+        if self.work == Work::Collecting {
+            // Nobody fetched the version before this one, and its trees are older than the grace.
+            self.pair.change();
+            self.pair.snapshot().ok();
+            age(&self.pair.owner.home().join("obao"));
+        }
+        std::fs::write(now, "").expect("a file of the world");
+    }
+
+    /// Gives the command that asks for the work; none where its own site lives and waits for a dead one.
+    fn perform(&mut self) -> Option<Output> {
+        let pair = &mut self.pair;
+        match self.work {
+            Work::Snapshot => Some(pair.snapshot()),
+            Work::Collecting => Some(pair.owner.run(["gc", "acme", "--json"])),
+            Work::Sync => Some(pair.sync()),
+            Work::Join => Some(pair.join()),
+            Work::Serving => pair.replica.run_beside(&mut pair.owner, &["sync", "acme", "--json"]),
+            Work::Admitting => {
+                let into = pair.copy.to_str().expect("UTF-8").to_owned();
+                pair.replica.run_beside(&mut pair.owner, &["join", &pair.ticket, "--into", &into, "--json"])
             }
         }
-    }
-    let mut found = Tree::new();
-    walk(root, "", &mut found);
-    found
-}
-
-fn text(path: &Path) -> &str {
-    path.to_str().expect("UTF-8")
-}
-
-/// An owner and a replica of one lake, and which versions a reader may see now.
-struct Pair {
-    world: World,
-    owner: Site,
-    replica: Site,
-    lake: PathBuf,
-    copy: PathBuf,
-    ticket: String,
-    version: u64,
-    /// A version has arrived.
-    arrived: bool,
-    /// Versions since the last one that is known to have arrived; any of them may be live.
-    before: Vec<Tree>,
-    now: Tree,
-}
-
-impl Pair {
-    fn new() -> Self {
-        let world = World::new();
-        let lake = world.plain_lake("lake", &[("raw/a.txt", b"one"), ("raw/d/e/f", b"deep"), ("notes/n", b"n")]);
-        std::fs::write(lake.join("raw/big"), bytes(0, 3 * MIB)).expect("a file of the lake");
-        let mut owner = Site::init(world.dir(), "playground");
-        owner.set("SLUICE_FAULTS", "");
-        owner.start();
-        owner.json(["space", "add", "acme", text(&lake)]);
-        let ticket = owner.invite("acme");
-        let (replica, copy) = (fresh(&world, "cradle"), world.path("copy"));
-        let now = tree(&lake);
-        Self { world, owner, replica, lake, copy, ticket, version: 0, arrived: false, before: vec![], now }
+        .map(|done| pair.told(done))
     }
 
-    /// Another version of the lake: files that change, come, go and move.
-    fn change(&mut self) {
-        self.before.push(self.now.clone());
-        self.version += 1;
-        let v = self.version;
-        let at = |path: &str| self.lake.join(path);
-        std::fs::write(at("raw/a.txt"), format!("version {v}")).expect("a file of the lake");
-        let mut big = std::fs::read(at("raw/big")).expect("a file of the lake");
-        let from = (v as usize * 300_000) % (2 * MIB);
-        big[from..from + MIB / 2].copy_from_slice(&bytes(v, MIB / 2));
-        std::fs::write(at("raw/big"), big).expect("a file of the lake");
-        std::fs::write(at(&format!("notes/new-{v}")), bytes(v, 100_000)).expect("a file of the lake");
-        // A whole file above the size of those that travel in batches.
-        std::fs::write(at(&format!("raw/large-{v}")), bytes(!v, 400_000)).expect("a file of the lake");
-        let _ = std::fs::remove_file(at(&format!("raw/large-{}", v - 1)));
-        let _ = std::fs::rename(at(&format!("notes/new-{}", v - 1)), at(&format!("notes/moved-{v}")));
-        let _ = std::fs::remove_file(at(&format!("notes/moved-{}", v - 1)));
-        self.now = tree(&self.lake);
-    }
-
-    fn snapshot(&self) -> Output {
-        self.owner.run(["snapshot", "acme", "--json"])
-    }
-
-    fn join(&mut self) -> Output {
-        let done = self.replica.run(["join", &self.ticket, "--into", text(&self.copy), "--json"]);
-        self.told(done)
-    }
-
-    fn sync(&mut self) -> Output {
-        let done = self.replica.run(["sync", "acme", "--json"]);
-        self.told(done)
-    }
-
-    /// After a success the present version is the only one that may be live.
-    fn told(&mut self, done: Output) -> Output {
-        if done.code == 0 {
-            self.arrived = true;
-            self.before.clear();
+    /// Counts what the work passes until its answer: of several runs the smallest number, and only what each
+    /// of them passes, so that a kill at any of these hits comes.
+    fn hits(&mut self) -> Hits {
+        let mut fewest: Option<Hits> = None;
+        for _ in 0..TRIES {
+            let log = self.at("log");
+            let _ = std::fs::remove_file(&log);
+            self.begin(&format!("*=log:{}", log.display()));
+            self.perform().expect("both sites live").ok();
+            let mut hits = Hits::new();
+            passed(&log).into_iter().for_each(|point| *hits.entry(point).or_default() += 1);
+            let fewer = |before: Hits| -> Hits {
+                before.into_iter().filter_map(|(p, c)| hits.get(&p).map(|here| c.min(*here)).map(|c| (p, c))).collect()
+            };
+            fewest = Some(fewest.map_or_else(|| hits.clone(), fewer));
+            self.go_on("counting");
         }
-        done
+        fewest.expect("it was tried")
     }
 
-    /// What a reader finds through the live link is one whole version (I1).
-    #[track_caller]
-    fn assert_whole(&self, what: &str) {
-        let live = self.copy.join(".sluice/live");
-        if std::fs::symlink_metadata(&live).is_err() {
-            assert!(!self.arrived, "after {what} nothing is live");
-            return;
+    /// The sites start again, the same command is given again, and the copy is the source.
+    fn go_on(&mut self, what: &str) {
+        for site in [&mut self.pair.owner, &mut self.pair.replica] {
+            site.kill9_if_up();
+            assert!(start_with(site, ""), "{what}: {} does not start again", site.name());
         }
-        let seen = tree(&live);
-        let whole = seen == self.now || self.before.contains(&seen);
-        assert!(whole, "after {what} a reader sees {:?}", seen.keys());
+        let pair = &mut self.pair;
+        match self.work {
+            Work::Join | Work::Admitting => drop(pair.join_or_sync().ok()),
+            work => {
+                if work == Work::Collecting {
+                    pair.owner.json(["gc", "acme"]);
+                }
+                pair.snapshot().ok();
+                pair.sync().ok();
+            }
+        }
+        assert!(tree(&pair.copy) == pair.now, "after {what} the copy differs");
+        if self.work == Work::Collecting {
+            let verified = pair.owner.json(["verify", "acme", "--deep"]);
+            assert_eq!(verified["ok"], true, "after {what}: {verified}");
+        }
     }
 
-    /// The copy is the source, by bytes, by id and by hash, and nothing else was written (I1–I3).
-    #[track_caller]
-    fn assert_same(&self, what: &str) {
-        assert!(tree(&self.copy) == self.now, "after {what} the copy differs");
-        let verified = self.replica.json(["verify", "acme", "--deep"]);
-        assert_eq!(verified["ok"], true, "after {what}: {verified}");
-        let id = |site: &Site| site.json(["space", "show", "acme"])["snapshot"].clone();
-        assert_eq!(id(&self.owner), id(&self.replica), "after {what}");
-        let outside = std::fs::read_dir(self.world.dir()).expect("the world").map(|e| e.expect("an entry").file_name());
-        let known = ["lake", "copy", "playground", "cradle", "playground.log", "cradle.log", "points"];
-        let strange: Vec<_> = outside.filter(|n| !known.iter().any(|k| n == k)).collect();
-        assert!(strange.is_empty(), "after {what}: {strange:?}");
+    /// One kill; whether it came.
+    fn kill_at(&mut self, (point, hit): &Kill) -> bool {
+        let what = format!("{point}@{hit}=kill in {:?}", self.work);
+        for _ in 0..TRIES {
+            self.begin(&format!("{point}@{hit}=kill"));
+            let done = self.perform();
+            let dead = self.victim().has_ended();
+            let is_its_own = !matches!(self.work, Work::Serving | Work::Admitting);
+            if let Some(done) = done {
+                assert!(dead || done.code == 0, "{what}: {done:#?}");
+                assert!(!dead || done.code != 0 || !is_its_own, "{what}: a killed command says that it is done");
+            }
+            self.pair.assert_whole(&what);
+            if dead {
+                self.go_on(&what);
+                return true;
+            }
+        }
+        false
+    }
+
+    /// All these kills, none of which may be missed.
+    fn kill_at_each(mut self, kills: &[Kill]) {
+        assert!(!kills.is_empty(), "{:?} passes no point", self.work);
+        let missed: Vec<_> = kills.iter().filter(|kill| !self.kill_at(kill)).collect();
+        assert!(missed.is_empty(), "of {} kills in {:?} these never came: {missed:?}", kills.len(), self.work);
+        self.pair.assert_same("all kills");
+        eprintln!("{:?}: all of {} kills came", self.work, kills.len());
     }
 }
 
-fn fresh(world: &World, name: &str) -> Site {
-    let mut site = Site::init(world.dir(), name);
-    // Old versions go at once, so that their removal is seen too.
-    site.set("SLUICE__PUBLISH__READERS_GRACE_S", "0");
-    site.set("SLUICE__PUBLISH__KEEP_GENERATIONS", "1");
-    site
+/// Makes files two hours older than they are.
+fn age(folder: &Path) {
+    let then = std::time::SystemTime::now() - Duration::from_secs(7200);
+    for entry in std::fs::read_dir(folder).expect("a folder of the home").map(|e| e.expect("an entry")) {
+        if entry.path().is_dir() {
+            age(&entry.path());
+            continue;
+        }
+        let file = std::fs::File::open(entry.path()).expect("a file of the home");
+        file.set_modified(then).expect("its time can be set");
+    }
 }
 
-/// Starts a site with faults; `false` when it was killed before it answered.
-fn start_with(site: &mut Site, faults: &str) -> bool {
-    site.set("SLUICE_FAULTS", faults);
-    site.try_start()
+/// Kills one site in a piece of work at some of the hits that it passes.
+fn kill_in(work: Work, choose: fn(&Hits) -> Vec<Kill>) {
+    let mut chain = Chain::new(work);
+    let hits = chain.hits();
+    eprintln!("{work:?} passes {hits:?}");
+    if work == Work::Collecting {
+        assert!(hits.keys().any(|p| p.starts_with("gc.")), "nothing was collected: {hits:?}");
+    }
+    chain.kill_at_each(&choose(&hits));
 }
 
-/// Every point that was passed, from a log.
-fn points(log: &Path) -> Vec<String> {
-    let text = std::fs::read_to_string(log).expect("a log of points");
-    text.lines().map(str::to_owned).collect::<BTreeSet<_>>().into_iter().collect()
+/// The points in a log, one for each time that it was passed.
+fn passed(log: &Path) -> Vec<String> {
+    std::fs::read_to_string(log).unwrap_or_default().lines().map(str::to_owned).collect()
 }
 
-/// The points of a first copy and of some changes, on one of the sites.
-struct Passed {
-    first: Vec<String>,
-    change: Vec<String>,
+/// Every point of a first copy and of some changes, on one of the sites, from the start of its process.
+struct Points {
+    first: BTreeSet<String>,
+    change: BTreeSet<String>,
 }
 
-/// Runs a pair through a first copy and changes, and logs the points of one site.
-fn passed(of_owner: bool) -> Passed {
+impl Points {
+    /// Runs a pair through a first copy and changes, and logs the points of one site.
+    fn of(owner: bool) -> Self {
+        let mut pair = Pair::new();
+        let log = |name: &str| pair.world.path("points").join(name);
+        let (first, change) = (log("first"), log("change"));
+        let rule = |path: &Path| format!("*=log:{}", path.display());
+        if owner {
+            pair.owner.stop();
+            assert!(start_with(&mut pair.owner, &rule(&first)));
+        }
+        assert!(start_with(&mut pair.replica, &if owner { String::new() } else { rule(&first) }));
+        pair.join().ok();
+        pair.assert_same("the join");
+        let site = if owner { &mut pair.owner } else { &mut pair.replica };
+        site.stop();
+        assert!(start_with(site, &rule(&change)));
+        for _ in 0..TRIES {
+            pair.change();
+            pair.snapshot().ok();
+            pair.sync().ok();
+        }
+        pair.assert_same("the changes");
+        Self { first: passed(&first).into_iter().collect(), change: passed(&change).into_iter().collect() }
+    }
+}
+
+/// Here points count from the start of the process, and nothing is mended between two kills: so sites are
+/// killed, too, while they open what a kill left and while they finish it.
+#[test]
+fn a_replica_that_is_killed_anywhere_goes_on_and_is_killed_while_it_does() {
+    let points = Points::of(false).change;
     let mut pair = Pair::new();
-    let log = |name: &str| pair.world.path("points").join(name);
-    std::fs::create_dir(pair.world.path("points")).expect("a folder of the world");
-    let (first, change) = (log("first"), log("change"));
-    let rule = |path: &Path| format!("*=log:{}", path.display());
-    if of_owner {
-        pair.owner.stop();
-        assert!(start_with(&mut pair.owner, &rule(&first)));
-    }
-    assert!(start_with(&mut pair.replica, &if of_owner { String::new() } else { rule(&first) }));
+    assert!(start_with(&mut pair.replica, ""));
     pair.join().ok();
-    pair.assert_same("the join");
-    let (site, path) = if of_owner { (&mut pair.owner, &change) } else { (&mut pair.replica, &change) };
-    site.stop();
-    assert!(start_with(site, &rule(path)));
-    for _ in 0..CHANGES_PER_POINT_MAX {
-        pair.change();
-        pair.snapshot().ok();
-        pair.sync().ok();
-    }
-    pair.assert_same("the changes");
-    Passed { first: points(&first), change: points(&change) }
-}
-
-/// Kills the replica at each point in turn while a chain of changes reaches it. Gives what was not reached.
-fn kill_replica_at(pair: &mut Pair, points: &[String], hit: u64) -> Vec<String> {
+    pair.replica.kill9();
+    pair.change();
+    pair.snapshot().ok();
     let mut missed = Vec::new();
-    for point in points {
-        let what = format!("{point}@{hit}=kill");
+    for point in &points {
+        let what = format!("{point}@1=kill");
         let mut dead = !start_with(&mut pair.replica, &what);
-        for _ in 0..CHANGES_PER_POINT_MAX {
+        for _ in 0..TRIES {
             if dead {
                 break;
             }
             let done = pair.sync();
             dead = pair.replica.has_ended();
             assert!(dead || done.code == 0, "{what}: {done:#?}");
-            assert!(!dead || done.code != 0 || is_after_the_end(point), "{what}: a killed sync says that it is done");
+            assert!(!dead || done.code != 0, "{what}: a killed sync says that it is done");
             if !dead {
                 pair.change();
                 pair.snapshot().ok();
@@ -233,136 +318,104 @@ fn kill_replica_at(pair: &mut Pair, points: &[String], hit: u64) -> Vec<String> 
         }
         pair.assert_whole(&what);
         if !dead {
-            missed.push(point.clone());
+            missed.push(point);
         }
         pair.replica.kill9_if_up();
     }
     assert!(start_with(&mut pair.replica, ""));
     pair.sync().ok();
     pair.assert_same("all kills");
-    missed
-}
-
-/// What is done after the answer was given, or when the daemon ends.
-fn is_after_the_end(point: &str) -> bool {
-    point.starts_with("catalog.") || point.starts_with("staging.remove")
+    assert!(missed.is_empty(), "of {points:?} these kills never came: {missed:?}");
+    eprintln!("all of {} kills came", points.len());
 }
 
 #[test]
-fn a_replica_that_is_killed_anywhere_in_a_change_goes_on() {
-    let passed = passed(false);
-    let mut pair = Pair::new();
-    assert!(start_with(&mut pair.replica, ""));
-    pair.join().ok();
-    pair.replica.kill9();
-    pair.change();
-    pair.snapshot().ok();
-    let missed = kill_replica_at(&mut pair, &passed.change, 1);
-    assert!(missed.len() * 5 <= passed.change.len(), "of {:?} these were not reached: {missed:?}", passed.change);
-    eprintln!("killed at {} points; not reached: {missed:?}", passed.change.len() - missed.len());
+fn a_replica_is_killed_at_each_commit_of_a_sync() {
+    kill_in(Work::Sync, catalog);
 }
 
-/// Kills a joining replica at each of these points; the same ticket serves the same site again.
-fn kill_first_copy_at(points: &[String], hit: u64) {
-    let mut pair = Pair::new();
-    for (number, point) in points.iter().enumerate() {
-        let what = format!("{point}@{hit}=kill");
-        pair.replica.kill9_if_up();
-        pair.replica = fresh(&pair.world, &format!("cradle{number}"));
-        pair.copy = pair.world.path(&format!("copy{number}"));
-        pair.ticket = pair.owner.invite("acme");
-        pair.arrived = false;
-        if start_with(&mut pair.replica, &what) {
-            let done = pair.join();
-            let dead = pair.replica.has_ended();
-            assert!(dead || done.code == 0, "{what}: {done:#?}");
-        }
-        pair.assert_whole(&what);
-        pair.replica.kill9_if_up();
-        assert!(start_with(&mut pair.replica, ""), "{what}: the site does not start again");
-        pair.join_or_sync().ok();
-        assert!(tree(&pair.copy) == pair.now, "after {what} the copy differs");
-    }
-}
-
-impl Pair {
-    /// What a person does after a join broke off: the same again, and `sync` once the space is here.
-    fn join_or_sync(&mut self) -> Output {
-        let joined = self.join();
-        if joined.code == 0 { joined } else { self.sync() }
-    }
-}
-
-/// Points of a first copy that no change passes: folders made once, a catalog that is new.
+/// The same ticket serves the same site again. Points that are passed once in a site's life, when its catalog and
+/// its folders are made, count from the start of the process.
 #[test]
 fn a_join_that_is_killed_anywhere_goes_on_with_the_same_ticket() {
-    let passed = passed(false);
-    let once: Vec<String> = passed.first.iter().filter(|p| !passed.change.contains(p)).cloned().collect();
-    assert!(once.len() > 3, "{:?}", passed.first);
-    kill_first_copy_at(&once, 1);
-    // The commits of pairing, on this side.
-    for hit in 1..=4 {
-        kill_first_copy_at(&["catalog.commit".to_owned()], hit);
+    let points = Points::of(false);
+    let once: Vec<_> = points.first.difference(&points.change).collect();
+    assert!(once.len() > 3, "{:?}", points.first);
+    let mut chain = Chain::new(Work::Join);
+    for point in once {
+        let what = format!("{point}@1=kill");
+        chain.pair.newcomer();
+        if start_with(&mut chain.pair.replica, &what) {
+            let done = chain.pair.join();
+            assert!(chain.pair.replica.has_ended(), "{what} never came: {done:#?}");
+            assert!(done.code != 0, "{what}: a killed join says that it is done");
+        }
+        chain.pair.assert_whole(&what);
+        chain.go_on(&what);
     }
+    let hits = chain.hits();
+    chain.kill_at_each(&commits(&hits));
 }
 
 #[test]
 fn an_owner_that_is_killed_anywhere_in_a_snapshot_goes_on() {
-    let passed = passed(true);
-    let mut pair = Pair::new();
-    assert!(start_with(&mut pair.replica, ""));
-    pair.join().ok();
-    pair.owner.kill9();
-    for point in &passed.change {
-        let what = format!("{point}@1=kill");
-        pair.change();
-        if start_with(&mut pair.owner, &what) {
-            let done = pair.snapshot();
-            assert!(pair.owner.has_ended() || done.code == 0, "{what}: {done:#?}");
-        }
-        pair.owner.kill9_if_up();
-        assert!(start_with(&mut pair.owner, ""), "{what}: the site does not start again");
-        pair.snapshot().ok();
-        pair.sync().ok();
-        assert!(tree(&pair.copy) == pair.now, "after {what} the copy differs");
-        pair.owner.kill9();
-    }
-    assert!(start_with(&mut pair.owner, ""));
-    pair.assert_same("all kills");
+    kill_in(Work::Snapshot, some);
+}
+
+#[test]
+fn an_owner_that_is_killed_at_the_commits_of_serving_goes_on() {
+    kill_in(Work::Serving, commits);
 }
 
 #[test]
 fn the_owners_side_of_pairing_is_killed_at_its_commits() {
-    // A guest whose host died waits for the connection to time out, so few.
-    kill_host_at_commits(&[1, 2]);
+    kill_in(Work::Admitting, commits);
 }
 
 #[test]
-#[ignore = "soak: waits for connections to time out, some minutes"]
-fn the_owners_side_of_pairing_is_killed_at_more_commits() {
-    kill_host_at_commits(&[3, 4, 5, 6]);
+fn an_owner_that_is_killed_anywhere_in_gc_goes_on() {
+    kill_in(Work::Collecting, some);
 }
 
-fn kill_host_at_commits(hits: &[u64]) {
-    let mut pair = Pair::new();
-    for hit in hits {
-        let what = format!("catalog.commit@{hit}=kill");
-        pair.replica.kill9_if_up();
-        pair.replica = fresh(&pair.world, &format!("cradle{hit}"));
-        pair.copy = pair.world.path(&format!("copy{hit}"));
-        pair.ticket = pair.owner.invite("acme");
-        pair.owner.kill9();
-        let up = start_with(&mut pair.owner, &what);
-        assert!(start_with(&mut pair.replica, ""));
-        if up {
-            let done = pair.join();
-            assert!(pair.owner.has_ended() || done.code == 0, "{what}: {done:#?}");
-        }
-        pair.owner.kill9_if_up();
-        assert!(start_with(&mut pair.owner, ""), "{what}: the site does not start again");
-        pair.join_or_sync().ok();
-        assert!(tree(&pair.copy) == pair.now, "after {what} the copy differs");
+/// An owner's catalog is opened after a kill, and it is killed while it does that.
+#[test]
+fn an_owner_is_killed_while_it_opens_its_catalog() {
+    let mut chain = Chain::new(Work::Snapshot);
+    let opening = ["catalog.write", "catalog.sync-data", "catalog.commit"];
+    for point in opening {
+        chain.begin("");
+        chain.pair.owner.kill9();
+        let up = start_with(&mut chain.pair.owner, &format!("{point}@1=kill"));
+        assert!(!up, "{point}@1 is not passed by opening");
+        chain.go_on(point);
     }
+    chain.pair.assert_same("all kills");
+}
+
+#[test]
+#[ignore = "soak: each hit of each point of a snapshot and of gc, tens of minutes"]
+fn an_owner_is_killed_at_every_hit() {
+    kill_in(Work::Snapshot, all);
+    kill_in(Work::Collecting, all);
+}
+
+#[test]
+#[ignore = "soak: each hit of each point of what an owner does for a peer, tens of minutes"]
+fn an_owner_that_serves_is_killed_at_every_hit() {
+    kill_in(Work::Serving, all);
+    kill_in(Work::Admitting, all);
+}
+
+#[test]
+#[ignore = "soak: each hit of each point of a sync, an hour"]
+fn a_replica_is_killed_at_every_hit_of_a_sync() {
+    kill_in(Work::Sync, all);
+}
+
+#[test]
+#[ignore = "soak: each hit of each point of a first copy, an hour"]
+fn a_replica_is_killed_at_every_hit_of_a_first_copy() {
+    kill_in(Work::Join, all);
 }
 
 /// The page says what there is: every point that these runs pass is in it, so a new write is named there.
@@ -370,9 +423,9 @@ fn kill_host_at_commits(hits: &[u64]) {
 fn the_page_lists_the_points() {
     let page = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/reliability.md");
     let page = std::fs::read_to_string(page).expect("the page on reliability");
-    let (owner, replica) = (passed(true), passed(false));
+    let (owner, replica) = (Points::of(true), Points::of(false));
     let all: BTreeSet<String> =
-        [owner.first, owner.change, replica.first, replica.change].concat().into_iter().collect();
+        [owner.first, owner.change, replica.first, replica.change].into_iter().flatten().collect();
     let missing: Vec<_> = all.iter().filter(|p| !page.contains(&format!("`{p}`"))).collect();
     assert!(missing.is_empty(), "docs/reliability.md does not list {missing:?}");
 }
@@ -389,25 +442,37 @@ fn settings_for_faults_that_cannot_be_read_are_refused() {
 /// A disk fails once while a first copy arrives: it is said, and the same daemon goes on afterwards.
 #[test]
 fn a_failing_disk_is_said_and_the_same_daemon_goes_on() {
-    let mut pair = Pair::new();
-    let faults =
-        ["staging.write@2=ENOSPC", "staging.sync-data@1=EIO", "sections.rename@2=EIO", "catalog.write@150=ENOSPC"];
-    for (number, fault) in faults.into_iter().enumerate() {
-        pair.replica.kill9_if_up();
-        pair.replica = fresh(&pair.world, &format!("cradle{number}"));
-        pair.copy = pair.world.path(&format!("copy{number}"));
-        pair.ticket = pair.owner.invite("acme");
-        pair.arrived = false;
-        assert!(start_with(&mut pair.replica, fault));
-        let failed = pair.join();
-        if failed.code != 0 {
-            let (error, _) = failed.failure();
-            assert!(error.contains("full") == fault.contains("ENOSPC") && !error.is_empty(), "{fault}: {error}");
-        }
+    let mut chain = Chain::new(Work::Join);
+    let faults = [
+        "staging.write@2=ENOSPC",
+        "staging.sync-system@1=EIO",
+        "sections.rename@2=EIO",
+        "catalog.write@20=ENOSPC",
+        "catalog.sync-data@3=EIO",
+    ];
+    for fault in faults {
+        chain.begin(fault);
+        let failed = chain.pair.join();
+        assert!(failed.code != 0, "{fault} was not said, or never came: {failed:#?}");
+        let (error, _) = failed.failure();
+        assert!(error.contains("full") == fault.contains("ENOSPC") && !error.is_empty(), "{fault}: {error}");
+        let pair = &mut chain.pair;
         pair.assert_whole(fault);
-        assert_eq!(pair.replica.json(["status"])["name"], format!("cradle{number}").as_str(), "{fault}");
+        assert_eq!(pair.replica.json(["status"])["name"], pair.replica.name(), "{fault}");
         pair.join_or_sync().ok();
         assert!(tree(&pair.copy) == pair.now, "after {fault} the copy differs");
+    }
+}
+
+/// A generator of small numbers: xorshift, so that a seed tells all.
+struct Dice(u64);
+
+impl Dice {
+    fn roll(&mut self, below: u64) -> u64 {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        self.0 % below
     }
 }
 
@@ -424,12 +489,13 @@ fn random_kills(kills: u64, seed: u64) {
         if fresh_version {
             pair.change();
         }
-        let commands = [
-            pair.owner.command(["snapshot", "acme", "--json"]).output_later(),
-            pair.replica.command(["sync", "acme", "--json"]).output_later(),
-        ];
+        let start = |site: &Site, verb: &str| {
+            let mut command = site.command([verb, "acme", "--json"]);
+            command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("sluice starts")
+        };
+        let (mut snapshot, mut sync) = (start(&pair.owner, "snapshot"), start(&pair.replica, "sync"));
         // The moment of a kill is chance: nothing waits for it to be a good one.
-        std::thread::sleep(std::time::Duration::from_millis(dice.roll(250)));
+        std::thread::sleep(Duration::from_millis(dice.roll(250)));
         match dice.roll(3) {
             0 => pair.owner.kill9(),
             1 => pair.replica.kill9(),
@@ -438,7 +504,13 @@ fn random_kills(kills: u64, seed: u64) {
                 pair.replica.kill9();
             }
         }
-        commands.into_iter().for_each(|c| drop(c.join()));
+        snapshot.wait().expect("a command ends");
+        if !ends_soon(&mut sync) {
+            // A replica waits for a dead owner as for one that is only slow: one more kill.
+            sync.kill().expect("a child can be killed");
+            sync.wait().expect("a killed child ends");
+            pair.replica.kill9_if_up();
+        }
         pair.assert_whole(&what);
         for site in [&mut pair.owner, &mut pair.replica] {
             assert!(site.is_up() || site.try_start(), "{what}: {} does not start", site.name());
@@ -454,14 +526,17 @@ fn random_kills(kills: u64, seed: u64) {
     pair.assert_same("all kills");
 }
 
-/// Starts a command; its output is waited for by whoever joins the thread.
-trait OutputLater {
-    fn output_later(self) -> std::thread::JoinHandle<()>;
-}
-
-impl OutputLater for std::process::Command {
-    fn output_later(mut self) -> std::thread::JoinHandle<()> {
-        std::thread::spawn(move || drop(self.output().expect("sluice starts")))
+/// Whether a command ends while we are patient.
+fn ends_soon(command: &mut Child) -> bool {
+    let start = Instant::now();
+    loop {
+        if command.try_wait().expect("a child can be asked").is_some() {
+            return true;
+        }
+        if start.elapsed() > PATIENCE {
+            return false;
+        }
+        std::thread::sleep(Duration::from_millis(10));
     }
 }
 
@@ -475,68 +550,4 @@ fn twenty_kills_at_random_moments() {
 fn a_thousand_kills_at_random_moments() {
     let seed = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).expect("a clock").as_secs() | 1;
     random_kills(1_000, seed);
-}
-
-#[test]
-#[ignore = "soak: every point of a first copy, and of a change at later hits, ten minutes"]
-fn every_point_is_killed_at_several_hits() {
-    let passed = passed(false);
-    for hit in [1, 2, 5] {
-        kill_first_copy_at(&passed.first, hit);
-        let mut pair = Pair::new();
-        assert!(start_with(&mut pair.replica, ""));
-        pair.join().ok();
-        pair.replica.kill9();
-        pair.change();
-        pair.snapshot().ok();
-        kill_replica_at(&mut pair, &passed.change, hit);
-    }
-}
-
-/// Killed in the middle of a large file, at most one part in a hundred is moved twice.
-#[test]
-fn half_of_a_large_file_is_not_moved_again() {
-    const SIZE: usize = 64 * MIB;
-    let world = World::new();
-    let large = bytes(7, SIZE);
-    let lake = world.plain_lake("lake", &[("raw/large", &large)]);
-    let owner = world.site("playground");
-    owner.json(["space", "add", "acme", text(&lake)]);
-    let join = |site: &Site, ticket: &str, copy: &Path| site.run(["join", ticket, "--into", text(copy), "--json"]);
-
-    // How many writes the file takes: half of them is the middle.
-    let (mut whole, log) = (fresh(&world, "whole"), world.path("writes"));
-    assert!(start_with(&mut whole, &format!("staging.write=log:{}", log.display())));
-    join(&whole, &owner.invite("acme"), &world.path("first")).ok();
-    whole.kill9();
-    let writes = std::fs::read_to_string(&log).expect("a log of writes").lines().count();
-    assert!(writes > 20, "{writes} writes");
-
-    let (mut site, copy, ticket) = (fresh(&world, "cradle"), world.path("copy"), owner.invite("acme"));
-    assert!(start_with(&mut site, &format!("staging.write@{}=kill", writes / 2)));
-    let cut = join(&site, &ticket, &copy);
-    assert!(site.has_ended() && cut.code != 0, "{cut:#?}");
-    let first = received(&copy.join(".sluice/staging"), &large);
-    assert!(first * 3 > SIZE && first * 3 < SIZE * 2, "{first} bytes of {SIZE} had come");
-    assert!(start_with(&mut site, ""));
-    let joined = join(&site, &ticket, &copy).ok().json();
-    let second = joined["bytes_moved"].as_u64().expect("bytes_moved") as usize;
-    let twice = (first + second).saturating_sub(SIZE);
-    assert!(twice * 100 <= SIZE, "{twice} bytes of {SIZE} were moved twice: {first} and {second}");
-    // What the killed run received is counted, with what keeps it.
-    let total = |site: &Site| site.json(["status"])["moved_bytes_total"].as_u64().expect("a total") as usize;
-    let counted = total(&site);
-    assert!(counted >= SIZE && counted - SIZE <= SIZE / 100, "{counted} bytes are counted");
-    assert!(std::fs::read(copy.join("raw/large")).expect("published") == large);
-    site.restart();
-    assert_eq!(total(&site), counted, "a kill costs no count");
-}
-
-/// Bytes of the only part in a staging folder that are what they shall be.
-fn received(staging: &Path, wanted: &[u8]) -> usize {
-    const GROUP: usize = 16 * 1024;
-    let parts = std::fs::read_dir(staging).expect("staging").map(|e| e.expect("an entry").path());
-    let part = parts.into_iter().find(|p| p.extension().is_some_and(|e| e == "part")).expect("a part");
-    let part = std::fs::read(part).expect("a part");
-    part.chunks(GROUP).zip(wanted.chunks(GROUP)).filter(|(a, b)| a == b).map(|(a, _)| a.len()).sum()
 }
