@@ -33,10 +33,11 @@ use sluice_protocol::signed::Signed;
 use sluice_store::catalog::{CatalogError, Lookup, Reader, Role, SiteLookup, SpaceRecord};
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
-use tokio_util::task::{AbortOnDropHandle, TaskTracker};
+use tokio_util::task::AbortOnDropHandle;
 
 use crate::node::SiteNode;
 use crate::site::Site;
+use announce::Tellers;
 use pace::Failing;
 use standing::Standings;
 
@@ -89,7 +90,7 @@ struct Inner {
     standings: Standings,
     spaces_changed: Notify,
     stop: CancellationToken,
-    telling: TaskTracker,
+    telling: Tellers,
 }
 
 impl Drop for Inner {
@@ -107,7 +108,7 @@ impl Follow {
             standings: Standings::default(),
             spaces_changed: Notify::new(),
             stop: CancellationToken::new(),
-            telling: TaskTracker::new(),
+            telling: Tellers::default(),
         }))
     }
 
@@ -148,13 +149,7 @@ impl Follow {
         if !self.is_enabled() || self.is_stopping() {
             return;
         }
-        let (site, stop) = (self.0.site.clone(), self.0.stop.clone());
-        self.0.telling.spawn(async move {
-            tokio::select! {
-                () = stop.cancelled() => {}
-                () = announce::tell(&site, &head, &except) => {}
-            }
-        });
+        self.0.telling.tell(&self.0.site, &self.0.stop, head, except);
     }
 
     /// How a space is followed, for `status`.
@@ -218,6 +213,7 @@ impl Follow {
 
     fn forget(&self, space: &SpaceId) {
         self.0.bells.lock().expect("no panic while held").remove(space);
+        self.0.telling.forget(space);
         self.standings().forget(space);
     }
 }
