@@ -2,14 +2,14 @@
 //!
 //! Invariant: a peer that was given a blob of a space has, before the blob is sent, a lease on the
 //! version it was last told of; a lease is written when it is new and then at most every
-//! [`LEASE_RENEW_MS`].
+//! [`LEASE_RENEW_MS`], however many versions the peer asks for in turn.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::{Mutex, PoisonError};
 
 use sluice_protocol::head::Head;
 use sluice_protocol::ids::{SiteId, SnapshotId, SpaceId};
-use sluice_protocol::limits::LEASE_RENEW_MS;
+use sluice_protocol::limits::{LEASE_RENEW_MS, LEASES_PER_PEER_MAX};
 use sluice_protocol::signed::Signed;
 use sluice_store::catalog::{Catalog, CatalogError, Reader, SiteLookup};
 use sluice_store::gc::{self, Retention};
@@ -54,8 +54,8 @@ pub fn newest_versions(
 struct Fetching {
     /// The newest version that the peer was told of.
     told: Option<SnapshotId>,
-    /// The version that it leased last.
-    leased: Option<SnapshotId>,
+    /// The versions that it leases, and when it asked for them: the same that the catalog keeps.
+    leased: Vec<(SnapshotId, u64)>,
     /// When its leases were written last.
     written_ms: u64,
 }
@@ -85,13 +85,21 @@ impl Leases {
         let now = now_ms();
         let mut all = self.fetching.lock().unwrap_or_else(PoisonError::into_inner);
         let fetching = all.entry((space, peer)).or_default();
-        let wants = manifest.or(fetching.told.take()).filter(|id| fetching.leased != Some(*id));
+        let asked = manifest.or(fetching.told.take());
+        let is_leased = |id: &SnapshotId| {
+            fetching.leased.iter().any(|(of, asked)| of == id && now < asked.saturating_add(LEASE_RENEW_MS))
+        };
+        let wants = asked.filter(|id| !is_leased(id));
         if wants.is_none() && now < fetching.written_ms.saturating_add(LEASE_RENEW_MS) {
             return Ok(());
         }
         // Held while it is written: a second request of the peer finds the lease there.
         self.catalog.write(|b| gc::lease(b, &space, &peer, wants, now, self.grace_ms))?;
-        fetching.leased = wants.or(fetching.leased);
+        if let Some(id) = wants {
+            fetching.leased.retain(|(of, _)| *of != id);
+            fetching.leased.insert(0, (id, now));
+            fetching.leased.truncate(LEASES_PER_PEER_MAX);
+        }
         fetching.written_ms = now;
         Ok(())
     }
@@ -123,6 +131,12 @@ mod tests {
         for id in 4..10 {
             leases.asked(space, peer, Some(SnapshotId([id; 32]))).unwrap();
         }
-        assert_eq!(held().len(), sluice_protocol::limits::LEASES_PER_PEER_MAX);
+        assert_eq!(held().len(), LEASES_PER_PEER_MAX);
+        let last = held();
+        std::thread::sleep(std::time::Duration::from_millis(2));
+        for id in [8, 9, 8, 9] {
+            leases.asked(space, peer, Some(SnapshotId([id; 32]))).unwrap();
+        }
+        assert_eq!(held(), last, "two versions in turn are no news");
     }
 }

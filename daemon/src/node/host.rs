@@ -1,7 +1,7 @@
 //! What this site answers its peers.
 //!
 //! Invariant: every answer goes through `policy` first, and a refusal says the same words whether a
-//! thing is not here or not granted.
+//! thing is not here or not granted. Who has no right here makes this site write nothing.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -30,6 +30,9 @@ use crate::policy::Policy;
 use crate::retention::{Leases, grace_ms};
 use crate::site::Site;
 use crate::{journal, news, pairing};
+
+/// How old the word of a peer may be before it is noted that it was seen again, in milliseconds.
+const SEEN_EVERY_MS: u64 = 60_000;
 
 /// Answers peers on behalf of a site.
 pub struct SiteHost {
@@ -89,16 +92,33 @@ impl SiteHost {
         })
     }
 
+    /// A peer that has a right here spoke, and brought its card along.
     fn seen(&self, from: SiteId, card: Option<&CborBytes>) {
         let card = card.and_then(|raw| Signed::<SiteCard>::from_bytes(&raw.0).ok()).filter(|c| c.site == from);
-        let noted = self.site.catalog.write(|b| match (b.peer(&from)?, card) {
-            (Some(peer), Some(card)) if !peer.revoked => pairing::put_peer(b, &card, now_ms()),
-            (None, Some(card)) => b.put_card(&card),
-            _ => Ok::<(), CatalogError>(()),
+        let Some(card) = card else { return };
+        let now = now_ms();
+        let noted = self.is_news(&card, now).and_then(|news| match news {
+            false => Ok(()),
+            true => self.site.catalog.write(|b| match b.peer(&from)? {
+                Some(peer) if peer.revoked => Ok(()),
+                Some(_) => pairing::put_peer(b, &card, now),
+                None => b.put_card(&card),
+            }),
         });
         if let Err(e) = noted {
             tracing::warn!(error = %e, "a peer's card could not be stored");
         }
+    }
+
+    /// Whether a card says something new, or what is known of the site is older than a minute: each
+    /// writing costs a sync of the disk.
+    fn is_news(&self, card: &SiteCard, now: u64) -> Result<bool, CatalogError> {
+        let reader = self.site.catalog.read()?;
+        let Some(known) = reader.card(&card.site)? else { return Ok(true) };
+        let seen_ms = reader.peer(&card.site)?.map_or(Some(known.time_ms), |p| p.last_seen_ms);
+        let newer = card.time_ms > known.time_ms
+            && (&known.name, &known.quic, &known.tls) != (&card.name, &card.quic, &card.tls);
+        Ok(newer || seen_ms.is_none_or(|seen| now >= seen.saturating_add(SEEN_EVERY_MS)))
     }
 
     /// A peer tells of a head. Nothing of it is stored: the chain is walked when it is asked for.
@@ -121,6 +141,8 @@ impl SiteHost {
         if !fits || head.is_stale(now) || head.time_ms > now.saturating_add(CLOCK_SKEW_MS_MAX) {
             return Err(Refusal::new(REFUSED_MESSAGE, "the head is not one of this space and time"));
         }
+        // Before anybody asks it: its addresses may be new.
+        self.seen(from, announce.card.as_ref());
         if record.role == Role::Replica && record.frozen.is_none() {
             let stored = reader.newest_head(&announce.space, &record.owner).map_err(later)?;
             let live = reader.live(&announce.space).map_err(later)?;
@@ -210,11 +232,11 @@ impl Host for SiteHost {
         tokio::task::block_in_place(|| match message {
             Message::Pair(request) => self.pair(from, &request),
             Message::Heads(request) if paired => {
-                self.seen(from, request.card.as_ref());
-                self.follow.heard_of(from);
                 let card = self.site.card();
                 match news::answer(&self.site.catalog, &self.policy, &card, from, &request) {
                     Ok(news) => {
+                        self.seen(from, request.card.as_ref());
+                        self.follow.heard_of(from);
                         let newest = news.heads.last().and_then(|raw| Signed::<Head>::from_bytes(&raw.0).ok());
                         if let Some(newest) = newest.filter(|_| !news.more) {
                             self.leases.told(request.space, from, newest.manifest);
@@ -225,7 +247,6 @@ impl Host for SiteHost {
                 }
             }
             Message::Announce(announce) if paired => {
-                self.seen(from, announce.card.as_ref());
                 self.announced(from, &announce).map_or_else(Message::Refused, |()| Message::Done)
             }
             _ => Message::Refused(Refusal::new(REFUSED_MESSAGE, "that message has no place here")),
