@@ -85,8 +85,11 @@ pub fn take_snapshot(
     let chunks = read_lake(site, space, &lake, &options, job)?;
     if job.is_automatic()
         && let Some(before) = &before
+        && let Err(refused) = refuse_losses(site, space, record, before, &chunks)
     {
-        refuse_losses(site, space, record, before, &chunks)?;
+        // The next round need not read it all again.
+        chunks.give_up(space, &site.catalog).or_explain()?;
+        return Err(refused);
     }
     job.stage("manifest");
     let snapshot = snapshot::manifest(&lake, space, &site.catalog, chunks, job).or_explain()?;
@@ -123,7 +126,8 @@ fn read_lake(site: &Site, space: &SpaceId, lake: &Lake, options: &ScanOptions, j
 }
 
 /// What nobody asked for must not take from every copy what is only out of sight: a lake that is
-/// empty all at once (an empty mount point), a table that is being written.
+/// empty all at once (an empty mount point), a mount within it that is gone, a table that is being
+/// written, a file that cannot be read.
 fn refuse_losses(
     site: &Site,
     space: &SpaceId,
@@ -143,7 +147,13 @@ fn refuse_losses(
             return Err(follow::refuse_lost_table(table.name(), &skip.reason));
         }
     }
-    Ok(())
+    if let Some(skip) = chunks.missing.first() {
+        return Err(follow::refuse_missing(&record.name, &skip.path, &skip.reason));
+    }
+    match chunks.unmounted(space, &site.catalog).or_explain()? {
+        Some(path) => Err(follow::refuse_unmounted(&record.name, path.as_str())),
+        None => Ok(()),
+    }
 }
 
 /// How a lake is scanned.

@@ -1,5 +1,6 @@
 //! Following: what changes at the owner comes to the others by itself, whatever is down or lost meanwhile.
 
+use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -282,6 +283,63 @@ fn an_empty_mount_point_is_no_empty_lake() {
     // What a person says counts.
     let taken = owner.json(["snapshot", "acme"]);
     assert_eq!((&taken["changed"], &taken["files"]), (&Value::Bool(true), &Value::from(0)), "{taken}");
+}
+
+/// Appends to a file while `act` runs, as fast as a busy log grows.
+fn with_a_growing(file: &Path, act: impl FnOnce()) {
+    let stop = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let ends = Ends(&stop);
+        scope.spawn(|| {
+            let mut log = std::fs::File::options().append(true).open(file).expect("the lake is ours");
+            while !stop.load(Ordering::Relaxed) {
+                log.write_all(b"one more line\n").expect("the lake is ours");
+                std::thread::sleep(Duration::from_micros(100));
+            }
+        });
+        act();
+        drop(ends);
+    });
+}
+
+/// Ends a thread when a test ends, however it ends.
+struct Ends<'a>(&'a AtomicBool);
+
+impl Drop for Ends<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
+#[test]
+fn a_log_that_grows_without_end_is_not_taken_from_the_copies() {
+    for pins_copy in ["true", "false"] {
+        let world = World::new();
+        let log = vec![b'x'; 8 << 20];
+        let lake = world.plain_lake("lake", &[("raw/log", log.as_slice()), ("raw/still", b"x")]);
+        let mut owner = following(&world, "playground", "100", "1", NEVER);
+        owner.set("SLUICE__PINS__COPY", pins_copy);
+        owner.start();
+        owner.json(["space", "add", "acme", text(&lake)]);
+        let mut replica = following(&world, "cradle", "100", NEVER, "1");
+        replica.start();
+        let copy = join(&world, &owner, &replica);
+        with_a_growing(&lake.join("raw/log"), || {
+            std::fs::write(lake.join("raw/new"), "new").expect("the lake is ours");
+            wait::until("the log to be kept, or an alert", COMES_WITHIN, || {
+                let here = std::fs::metadata(copy.join("raw/log"));
+                assert!(here.is_ok_and(|m| m.len() >= log.len() as u64), "the copy keeps what it has");
+                let status = owner.json(["status"]);
+                let kept = status["spaces"][0]["skipped"].to_string().contains("kept as it was in the last snapshot");
+                let told = status["alerts"].to_string().contains("bytes of the last snapshot are gone");
+                assert!(!(told && pins_copy == "true"), "{status}");
+                (told || kept && copy.join("raw/new").exists()).then_some(())
+            });
+        });
+        let last = std::fs::read(lake.join("raw/log")).expect("the lake is ours");
+        comes(&owner, &replica, &copy.join("raw/log"), &last);
+        assert!(copy.join("raw/new").exists());
+    }
 }
 
 /// Tables that Python's own libraries write while the owner watches.

@@ -98,12 +98,12 @@ pub(super) fn report(r: &SnapshotReport) -> String {
         space::sections(&r.sections),
     );
     for s in &r.skipped {
-        out.push_str(&format!("! left out: {}: {}\n", clean(&s.path), clean(&s.reason)));
+        out.push_str(&format!("! {}: {}\n", clean(&s.path), clean(&s.reason)));
     }
     if !r.skipped.is_empty() {
         out.push_str(&format!(
-            "! {} left out; mend and take the snapshot again\n",
-            count(r.skipped.len() as u64, "file was", "files were")
+            "! {} not taken as they are now; mend and take the snapshot again\n",
+            count(r.skipped.len() as u64, "path was", "paths were")
         ));
     }
     out

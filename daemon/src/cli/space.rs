@@ -117,7 +117,7 @@ fn text(detail: &SpaceDetail, now_ms: u64) -> String {
     }
     out.push_str(&resolve::diverged(&info.name, &info.diverged));
     for s in &info.skipped {
-        out.push_str(&format!("! left out: {}: {}\n", clean(&s.path), clean(&s.reason)));
+        out.push_str(&format!("! {}: {}\n", clean(&s.path), clean(&s.reason)));
     }
     out
 }

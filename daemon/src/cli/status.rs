@@ -128,9 +128,9 @@ pub(super) fn spaces(spaces: &[SpaceInfo], now_ms: u64) -> String {
         }
         skipped.push_str(&diverged(&s.name, &s.diverged));
         if !s.skipped.is_empty() {
-            let left_out = count(s.skipped.len() as u64, "file was", "files were");
+            let paths = count(s.skipped.len() as u64, "path is", "paths are");
             skipped.push_str(&format!(
-                "! {}: {left_out} left out of the newest snapshot; `sluice space show {}`\n",
+                "! {}: {paths} not in the newest snapshot as they were; `sluice space show {}`\n",
                 clean(&s.name),
                 clean(&s.name)
             ));

@@ -41,7 +41,7 @@ use announce::Tellers;
 use pace::Failing;
 use standing::Standings;
 
-pub(crate) use owner::{refuse_emptied, refuse_lost_table};
+pub(crate) use owner::{refuse_emptied, refuse_lost_table, refuse_missing, refuse_unmounted};
 
 /// How often the supervisor compares spaces with tasks, and looks at this machine's addresses.
 const LOOK_EVERY: Duration = Duration::from_secs(2);

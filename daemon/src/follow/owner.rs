@@ -202,3 +202,25 @@ pub(crate) fn refuse_lost_table(table: &str, reason: &str) -> ApiError {
         "nothing was signed, and copies keep what they have; to go on without the table, run `sluice snapshot`",
     )
 }
+
+/// An automatic snapshot must not call deleted what cannot be read and is kept nowhere.
+pub(crate) fn refuse_missing(name: &str, path: &str, reason: &str) -> ApiError {
+    ApiError::new(
+        Failure::Incomplete,
+        format!("`{path}` cannot be had now, and its bytes of the last snapshot are gone: {reason}"),
+        format!(
+            "nothing was signed, and copies keep what they have; to go on without it, run `sluice snapshot {name}`"
+        ),
+    )
+}
+
+/// An automatic snapshot must not call deleted what lies on a device that is out of sight.
+pub(crate) fn refuse_unmounted(name: &str, path: &str) -> ApiError {
+    ApiError::new(
+        Failure::Error,
+        format!(
+            "`{path}` is gone together with the device that it lay on: nothing was signed, and copies keep what they have"
+        ),
+        format!("mount it again; if it is meant to be gone, say so with `sluice snapshot {name}`"),
+    )
+}

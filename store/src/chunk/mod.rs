@@ -5,13 +5,16 @@
 //!
 //! A file is taken whole or not at all: its fingerprint is the same before and after it was read, or
 //! it is read again, three times at most, and then reported. A table of which one file cannot be
-//! had, or is not what it was when the table was captured, is not taken at all.
+//! had, or is not what it was when the table was captured, is not taken at all. What only this look
+//! could not have is kept as it was in the snapshot before (`keep`).
 //!
 //! Invariant: every file in [`Chunks`] has a hash, and the hash is of bytes that were the file's
 //! bytes at one moment. What was read is in the catalog or in `Chunks`, never only half of it.
 
 mod cut;
 mod digest;
+mod keep;
+mod mounts;
 mod read;
 pub(crate) mod record;
 
@@ -51,6 +54,9 @@ pub struct Chunks {
     pub read_files: u64,
     /// Their bytes.
     pub read_bytes: u64,
+    /// What the snapshot before lists, this look could not have, and of which no bytes are here any more:
+    /// a snapshot of these chunks would say that it was deleted.
+    pub missing: Vec<Skip>,
     /// What was read and is not committed yet.
     pub(crate) pending: Vec<ReadFile>,
     /// Blobs that lost their last recorded place on the way.
@@ -68,6 +74,11 @@ impl Chunks {
     /// stands in for it; another scan would see the table as it is now.
     pub fn moved_on(&self) -> bool {
         self.moved_on
+    }
+
+    /// A file that is out of sight only because its device is: a mount that went away, or one that lies over it.
+    pub fn unmounted(&self, space: &SpaceId, catalog: &Catalog) -> Result<Option<LakePath>, CatalogError> {
+        mounts::unmounted(&catalog.read()?, space, &self.entries)
     }
 
     /// Gives these up for another scan; what was read is committed, so that it is not read again.
@@ -145,9 +156,11 @@ fn chunk_holding(
         read_bytes: out.read_bytes,
         pending: out.pending,
         lost: out.lost,
+        missing: Vec::new(),
         moved_on: !out.changed.is_empty(),
     };
     settle(lake, space, catalog, &mut chunks, out.failed, out.changed)?;
+    chunks.missing = keep::as_before(lake, space, &catalog.read()?, &mut chunks.entries)?;
     Ok(chunks)
 }
 
@@ -202,8 +215,8 @@ struct Run<'a> {
 
 #[derive(Default)]
 struct Out {
-    /// Index of the section, path below the lake, reason.
-    failed: Vec<(usize, LakePath, String)>,
+    /// Index of the section, path below the lake, reason, whether another look may have it.
+    failed: Vec<(usize, LakePath, String, bool)>,
     /// Index of the section and path of a file that was not what the scan had seen.
     changed: Vec<(usize, LakePath)>,
     pending: Vec<ReadFile>,
@@ -248,8 +261,8 @@ impl Run<'_> {
                 todo.item.what = What::File { print: file.print.clone(), mode, hash: Some(file.hash) };
                 self.keep(*file)
             }
-            Read::Failed(reason) => {
-                self.lock_out().failed.push((todo.section, path, reason));
+            Read::Failed { reason, passing } => {
+                self.lock_out().failed.push((todo.section, path, reason, passing));
                 Vec::new()
             }
         };
@@ -296,7 +309,7 @@ fn settle(
     space: &SpaceId,
     catalog: &Catalog,
     chunks: &mut Chunks,
-    mut failed: Vec<(usize, LakePath, String)>,
+    mut failed: Vec<(usize, LakePath, String, bool)>,
     mut changed: Vec<(usize, LakePath)>,
 ) -> Result<(), ChunkError> {
     failed.sort();
@@ -308,12 +321,12 @@ fn settle(
     for (section, path) in changed.into_iter().rev() {
         broken.insert(section, format!("its file `{path}` changed after the table was captured"));
     }
-    for (section, path, reason) in failed {
+    for (section, path, reason, passing) in failed {
         let Entries { sections, skipped, .. } = &mut chunks.entries;
         if sections[section].is_read_table() {
             broken.insert(section, format!("its file `{path}` cannot be taken: {reason}"));
         } else {
-            skipped.push(Skip::new(path, reason));
+            skipped.push(Skip { passing, ..Skip::new(path, reason) });
         }
     }
     for section in &mut chunks.entries.sections {

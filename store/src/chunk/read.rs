@@ -32,8 +32,8 @@ pub(super) const TRIES_MAX: u32 = 3;
 pub(super) enum Read {
     /// It was read; with its permission bits.
     Done(Box<ReadFile>, u32),
-    /// Why it is left out.
-    Failed(String),
+    /// Why it is left out, and whether another look may have it.
+    Failed { reason: String, passing: bool },
 }
 
 /// What came of one try.
@@ -75,11 +75,12 @@ impl Run<'_> {
                 return Ok(read);
             }
         }
-        Ok(Read::Failed(format!("it changed while it was read, {TRIES_MAX} times")))
+        let reason = format!("it changed while it was read, {TRIES_MAX} times");
+        Ok(Read::Failed { reason, passing: true })
     }
 
     fn read_once(&self, path: &LakePath, parallel: bool, scratch: &mut Scratch) -> Result<Tried, ChunkError> {
-        let failed = |e: io::Error| Ok(Tried::Read(Read::Failed(reason(&e))));
+        let failed = |e: io::Error| Ok(Tried::Read(Read::Failed { reason: reason(&e), passing: !is_gone(&e) }));
         let file = match self.lake.open_place(&Place::Lake(path.clone())) {
             Ok(file) => file,
             Err(e) => return failed(e),
@@ -192,8 +193,18 @@ pub(super) fn clear_partial(catalog: &Catalog, space: &SpaceId) -> Result<(), Ch
     clear().map_err(|source| ChunkError::Home { path: folder.clone(), source })
 }
 
+/// Whether what the scan saw is not there any more, or nothing that could travel.
+fn is_gone(e: &io::Error) -> bool {
+    use io::ErrorKind::{FileTooLarge, InvalidInput, NotADirectory, NotFound};
+    is_link(e) || matches!(e.kind(), FileTooLarge | InvalidInput | NotADirectory | NotFound)
+}
+
+fn is_link(e: &io::Error) -> bool {
+    e.raw_os_error() == Some(rustix::io::Errno::LOOP.raw_os_error())
+}
+
 fn reason(e: &io::Error) -> String {
-    if e.raw_os_error() == Some(rustix::io::Errno::LOOP.raw_os_error()) {
+    if is_link(e) {
         return "it is no regular file any more".into();
     }
     match e.kind() {

@@ -77,11 +77,14 @@ pub struct Skip {
     /// Path below the lake, as far as it can be written as text.
     pub path: String,
     pub reason: String,
+    /// It may well be there: only this look could not have it (a writer at work, a disk or a mount in
+    /// trouble). Then it is no deletion.
+    pub passing: bool,
 }
 
 impl Skip {
     pub(crate) fn new(path: impl ToString, reason: impl ToString) -> Self {
-        Self { path: path.to_string(), reason: reason.to_string() }
+        Self { path: path.to_string(), reason: reason.to_string(), passing: false }
     }
 }
 
@@ -100,6 +103,7 @@ pub struct Entries {
     pub previous: Option<Previous>,
     /// How many files the catalog had a record of, if all of them are in the sections.
     pub(crate) recorded: Option<u64>,
+    pub(crate) devices: Devices,
 }
 
 impl Entries {
@@ -239,9 +243,9 @@ pub fn scan(
     for note in &report.notes {
         watch.note(format!("`{}`: {}", note.path, note.reason));
     }
-    let Report { skipped, notes, doubt } = report;
+    let Report { skipped, notes, doubt, devices } = report;
     let recorded = (!doubt).then_some(met);
-    Ok(Entries { sections, skipped, notes, started_ns, previous: options.previous, recorded })
+    Ok(Entries { sections, skipped, notes, started_ns, previous: options.previous, recorded, devices })
 }
 
 /// What a scan has to say besides its entries.
@@ -251,6 +255,32 @@ pub(crate) struct Report {
     pub notes: Vec<Skip>,
     /// Files with a record may have been left out of their table.
     pub doubt: bool,
+    pub devices: Devices,
+}
+
+/// Which devices the folders of a lake lie on.
+#[derive(Debug, Default)]
+pub(crate) struct Devices {
+    pub top: u64,
+    /// Folders that lie on another device than the folder above them.
+    pub mounts: BTreeMap<LakePath, u64>,
+}
+
+impl Devices {
+    /// The device of the nearest folder above `path` that is there.
+    pub fn above(&self, path: &LakePath) -> u64 {
+        if self.mounts.is_empty() {
+            return self.top;
+        }
+        let mut above = path.parent();
+        while let Some(folder) = above {
+            if let Some(device) = self.mounts.get(&folder) {
+                return *device;
+            }
+            above = folder.parent();
+        }
+        self.top
+    }
 }
 
 /// The clock that file times are compared with, in nanoseconds since the Unix epoch.

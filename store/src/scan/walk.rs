@@ -40,6 +40,8 @@ pub(crate) struct Folder {
     pub path: Option<LakePath>,
     /// Permission bits.
     pub mode: u32,
+    /// The device that it lies on.
+    pub dev: u64,
     pub files: Vec<FileSeen>,
     /// Names and targets.
     pub links: Vec<(Box<str>, String)>,
@@ -68,7 +70,8 @@ impl Tree {
 /// What one look at a name found.
 enum Seen {
     File(FileSeen),
-    Folder(LakePath, u32),
+    /// With its permission bits and its device.
+    Folder(LakePath, u32, u64),
     Link(Box<str>, String),
     Skipped(Skip),
     Nothing,
@@ -84,7 +87,9 @@ struct Walker<'a> {
 /// Walks the whole lake.
 pub(crate) fn walk(lake: &Lake, report: &mut Report, watch: &dyn Watch) -> Result<Tree, ScanError> {
     let walker = Walker { lake, watch, names: AtomicU64::new(0), bytes: AtomicU64::new(0) };
-    let mut tree = vec![Folder::default()];
+    let top = rustix::fs::fstat(lake.dir().as_fd()).map_err(|e| ScanError::Lake(e.into()))?;
+    let mut tree = vec![Folder { dev: dev_of(top.st_dev), ..Folder::default() }];
+    report.devices.top = tree[0].dev;
     let mut level = 0..1;
     while !level.is_empty() {
         let here = &tree[level.clone()];
@@ -105,10 +110,13 @@ fn place(tree: &mut Vec<Folder>, index: usize, found: Vec<Seen>, report: &mut Re
             Seen::Link(name, target) => tree[index].links.push((name, target)),
             Seen::Skipped(skip) => report.skipped.push(skip),
             Seen::Nothing => {}
-            Seen::Folder(path, mode) => {
+            Seen::Folder(path, mode, dev) => {
                 let child = tree.len();
+                if dev != tree[index].dev {
+                    report.devices.mounts.insert(path.clone(), dev);
+                }
                 tree[index].folders.push(child);
-                tree.push(Folder { path: Some(path), mode, ..Folder::default() });
+                tree.push(Folder { path: Some(path), mode, dev, ..Folder::default() });
             }
         }
     }
@@ -122,7 +130,10 @@ impl Walker<'_> {
         let (dir, mut names) = match self.open(folder) {
             Ok(open) => open,
             Err(e) if folder.path.is_none() => return Err(ScanError::Lake(e)),
-            Err(e) => return Ok(vec![Seen::Skipped(Skip::new(text(folder), folder_reason(&e)))]),
+            Err(e) => {
+                let passing = !is_gone(&e);
+                return Ok(vec![Seen::Skipped(Skip { passing, ..Skip::new(text(folder), folder_reason(&e)) })]);
+            }
         };
         names.sort_unstable();
         let total = self.names.fetch_add(names.len() as u64, Ordering::Relaxed) + names.len() as u64;
@@ -166,12 +177,14 @@ impl Walker<'_> {
             Ok(stat) => stat,
             // It went away since the folder was read: it is not in the lake.
             Err(rustix::io::Errno::NOENT) => return Seen::Nothing,
-            Err(e) => return Seen::Skipped(Skip::new(path, std::io::Error::from(e))),
+            Err(e) => {
+                return Seen::Skipped(Skip { passing: true, ..Skip::new(path, std::io::Error::from(e)) });
+            }
         };
         let mode = stat.st_mode & 0o777;
         match FileType::from_raw_mode(stat.st_mode) {
             FileType::RegularFile => self.file(path, &stat),
-            FileType::Directory => Seen::Folder(path, mode),
+            FileType::Directory => Seen::Folder(path, mode, dev_of(stat.st_dev)),
             FileType::Symlink => match links::check(self.lake, dir, &path) {
                 Ok(target) => Seen::Link(path.file_name().into(), target),
                 Err(reason) => Seen::Skipped(Skip::new(path, reason)),
@@ -244,6 +257,12 @@ fn lake_path(folder: &Folder, name: &CStr) -> Result<LakePath, Skip> {
 
 fn text(folder: &Folder) -> String {
     folder.path.as_ref().map_or(".".into(), ToString::to_string)
+}
+
+/// Whether the folder went away, or something else has its name now.
+fn is_gone(e: &std::io::Error) -> bool {
+    let link = e.raw_os_error() == Some(rustix::io::Errno::LOOP.raw_os_error());
+    link || matches!(e.kind(), std::io::ErrorKind::NotFound | std::io::ErrorKind::NotADirectory)
 }
 
 fn folder_reason(e: &std::io::Error) -> String {

@@ -1,5 +1,6 @@
 //! The owner's side of the store on real folders: scan, read, snapshot, pin.
 
+mod keep;
 mod layout;
 mod links;
 mod pins;
