@@ -341,10 +341,14 @@ async fn talk(liar: &Liar, connection: &Connection, mut send: SendStream, mut re
                     send.write_all(b"\x83\x6esluice/message\x01\x82\x04\xa1\x01\x9b\x10\0\0\0\0\0\0\0").await.ok()?;
                     return flood(&mut send).await;
                 }
-                Lie::SlowMessage => loop {
-                    send.write_all(&[0]).await.ok()?;
-                    tokio::time::sleep(DRIP).await;
-                },
+                Lie::SlowMessage => {
+                    // A length that is allowed, then its bytes, one by one.
+                    send.write_all(&1000u32.to_le_bytes()).await.ok()?;
+                    loop {
+                        send.write_all(&[0]).await.ok()?;
+                        tokio::time::sleep(DRIP).await;
+                    }
+                }
                 Lie::ManyHeads => liar.news(Some(2000)),
                 _ => liar.news(None),
             }

@@ -239,5 +239,5 @@ async fn a_message_that_comes_byte_by_byte_is_given_up() {
     l.publishes(&Draft::of(&[("a", b"a file")]));
     let failed = victim.join(&l, "slow");
     assert_ne!(failed.code, 0);
-    victim.names(&l, "took longer than");
+    victim.names(&l, "did not answer within");
 }
