@@ -18,4 +18,4 @@ pub mod world;
 pub use lake::{Lake, Rounds, differences, inspect};
 pub use site::{Output, Site};
 pub use skip::skip;
-pub use world::World;
+pub use world::{Joined, World};

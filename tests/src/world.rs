@@ -70,6 +70,28 @@ impl World {
     }
 }
 
+impl World {
+    /// A space `acme` of these files at `playground`, and the copy that `cradle` has joined.
+    #[track_caller]
+    pub fn joined(&self, files: &[(&str, &[u8])]) -> Joined {
+        let source = self.plain_lake("source", files);
+        let owner = self.site("playground");
+        owner.json(["space", "add", "acme", source.to_str().expect("UTF-8")]);
+        let replica = self.site("cradle");
+        let copy = self.path("copy");
+        replica.json(["join", &owner.invite("acme"), "--into", copy.to_str().expect("UTF-8")]);
+        Joined { source, copy, owner, replica }
+    }
+}
+
+/// Two sites that have one space.
+pub struct Joined {
+    pub source: PathBuf,
+    pub copy: PathBuf,
+    pub owner: Site,
+    pub replica: Site,
+}
+
 impl Default for World {
     fn default() -> Self {
         Self::new()

@@ -7,7 +7,7 @@ use serde_json::Value;
 use sluice_protocol::path::LakePath;
 use sluice_store::catalog::{Catalog, FileRecord, Located, Lookup, SiteLookup};
 use sluice_store::lake::Lake;
-use sluice_tests::{Site, World};
+use sluice_tests::{Joined, Site, World};
 
 /// An owner and a replica of one small lake.
 struct Pair {
@@ -28,12 +28,7 @@ fn pair() -> Pair {
         ("prompts/p.md", b"ask"),
         ("README.md", b"read"),
     ];
-    let source = world.plain_lake("source", &files);
-    let owner = world.site("playground");
-    owner.json(["space", "add", "acme", source.to_str().expect("UTF-8")]);
-    let replica = world.site("cradle");
-    let copy = world.path("copy");
-    replica.json(["join", &owner.invite("acme"), "--into", copy.to_str().expect("UTF-8")]);
+    let Joined { source, copy, owner, replica } = world.joined(&files);
     Pair { world, source, copy, owner, replica }
 }
 

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use serde_json::Value;
-use sluice_tests::{Site, World};
+use sluice_tests::{Joined, Site, World};
 
 struct Pair {
     source: PathBuf,
@@ -24,12 +24,7 @@ fn pair() -> Pair {
         ("prompts/p.md", b"ask"),
         ("README.md", b"read"),
     ];
-    let source = world.plain_lake("source", &files);
-    let owner = world.site("playground");
-    owner.json(["space", "add", "acme", source.to_str().expect("UTF-8")]);
-    let replica = world.site("cradle");
-    let copy = world.path("copy");
-    replica.json(["join", &owner.invite("acme"), "--into", copy.to_str().expect("UTF-8")]);
+    let Joined { source, copy, owner, replica } = world.joined(&files);
     std::fs::write(source.join("prompts/p.md"), b"ask more").expect("ours");
     owner.json(["snapshot", "acme"]);
     replica.json(["sync", "acme"]);
