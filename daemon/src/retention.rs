@@ -89,7 +89,10 @@ impl Leases {
         let is_leased = |id: &SnapshotId| {
             fetching.leased.iter().any(|(of, asked)| of == id && now < asked.saturating_add(LEASE_RENEW_MS))
         };
-        let wants = asked.filter(|id| !is_leased(id));
+        // After a silence longer than the grace its leases have ended: what it was fetching last is leased anew.
+        let ended = now > fetching.written_ms.saturating_add(self.grace_ms);
+        let last = fetching.leased.first().map(|(id, _)| *id).filter(|_| ended);
+        let wants = asked.or(last).filter(|id| ended || !is_leased(id));
         if wants.is_none() && now < fetching.written_ms.saturating_add(LEASE_RENEW_MS) {
             return Ok(());
         }
@@ -138,5 +141,21 @@ mod tests {
             leases.asked(space, peer, Some(SnapshotId([id; 32]))).unwrap();
         }
         assert_eq!(held(), last, "two versions in turn are no news");
+    }
+
+    #[test]
+    fn a_peer_that_was_silent_longer_than_the_grace_leases_again_what_it_was_fetching() {
+        let dir = tempfile::tempdir().unwrap();
+        let catalog = Catalog::open(dir.path()).unwrap();
+        let leases = Leases::new(catalog.clone(), 1);
+        let (space, peer, version) = (SpaceId([1; 32]), SiteId([2; 32]), SnapshotId([3; 32]));
+        let until =
+            || catalog.read().unwrap().leases(&space).unwrap().into_iter().map(|(_, id, l)| (id, l.until_ms)).next();
+        leases.asked(space, peer, Some(version)).unwrap();
+        let (_, first) = until().unwrap();
+        std::thread::sleep(std::time::Duration::from_millis(5));
+        leases.asked(space, peer, None).unwrap();
+        let (again, later) = until().expect("a lease");
+        assert!(again == version && later > first, "{first} {later}");
     }
 }
