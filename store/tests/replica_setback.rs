@@ -62,7 +62,7 @@ fn a_number_that_a_folder_has_is_not_given_out_again() {
 }
 
 #[test]
-fn a_name_that_is_not_utf8_stays_and_stops_nothing() {
+fn a_name_that_is_not_utf8_is_not_removed_and_stops_nothing() {
     use std::os::unix::ffi::OsStrExt;
     let world = World::new();
     let two =
@@ -74,4 +74,6 @@ fn a_name_that_is_not_utf8_stays_and_stops_nothing() {
         world.sync(&two(text));
     }
     assert_eq!(std::fs::read(world.at("raw/one/a")).unwrap(), b"5");
+    let found = std::process::Command::new("find").arg(world.at("")).args(["-name", "mine-*"]).output().unwrap();
+    assert!(!found.stdout.is_empty(), "the file is gone from the disk");
 }
