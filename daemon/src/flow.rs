@@ -272,9 +272,8 @@ fn keep(site: &Site, lake: &Lake, space: &SpaceId, snapshot: &Snapshot, job: &Jo
         Ok(pinned) => {
             if pinned.unpinned > 0 {
                 job.note(format!(
-                    "{} files ({} MiB) are not pinned: once they change, this snapshot's bytes of them are gone",
-                    pinned.unpinned,
-                    pinned.unpinned_bytes >> 20
+                    "{} files ({} bytes) are not pinned: once they change, this snapshot's bytes of them are gone",
+                    pinned.unpinned, pinned.unpinned_bytes
                 ));
             }
         }

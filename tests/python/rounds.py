@@ -5,7 +5,8 @@ adapter; together they walk through appends, deletions, compaction, vacuum, over
 versions, and a rewind of the whole lake to a copy made earlier.
 
 Invariant: before anybody can see a version, the truth file (one JSON object a line, outside the lake) has a
-line that says what a reader of it must find. A reader that finds anything else saw a torn version.
+line that says what a reader of it must find. A reader that finds anything else saw a torn version. One change may
+make several versions of a table, and a replica publishes each of them, in order: those before the last are `passed`.
 """
 
 import json
@@ -139,20 +140,26 @@ def write_adapter(root, number):
     os.rename(root / ".config.new", folder / "adapter_config.json")
 
 
-def look_delta(path):
-    table = DeltaTable(path)
+def look_delta(path, version=None):
+    table = DeltaTable(path, version=version)
     found = table.to_pyarrow_table(columns=["id", "round"])
     return [table.version(), found.num_rows, sum(found["id"].to_pylist())]
 
 
-def look_lance(path):
-    dataset = lance.dataset(str(path))
+def look_lance(path, version=None):
+    dataset = lance.dataset(str(path), version=version)
     found = dataset.to_table(columns=["id", "vector"])
     return [dataset.version, found.num_rows, sum(found["id"].to_pylist())]
 
 
 def tell(truth, root, number):
-    line = {"round": number, "delta": look_delta(root / EVENTS), "lance": look_lance(root / ITEMS)}
+    tables = {"delta": (look_delta, root / EVENTS), "lance": (look_lance, root / ITEMS)}
+    line = {"round": number, **{kind: look(path) for kind, (look, path) in tables.items()}}
+    told = json.loads(truth.read_text().splitlines()[-1]) if truth.exists() else line
+    line["passed"] = {
+        kind: [look(path, version) for version in range(told[kind][0] + 1, line[kind][0])]
+        for kind, (look, path) in tables.items()
+    }
     with open(truth, "a") as out:
         out.write(json.dumps(line) + "\n")
 

@@ -101,7 +101,7 @@ impl Librarian {
         let interpreter = std::env::var_os("SLUICE_PYTHON").unwrap_or_else(|| {
             panic!("SLUICE_PYTHON is not set: run `make test`, or `make setup` and set it to the environment's python")
         });
-        let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("python/lake.py");
+        let script = crate::folder().join("python/lake.py");
         let mut process = Command::new(&interpreter)
             .arg(&script)
             .arg("serve")

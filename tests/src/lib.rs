@@ -19,3 +19,12 @@ pub use lake::{Lake, Rounds, differences, inspect};
 pub use site::{Output, Site};
 pub use skip::skip;
 pub use world::{Joined, World};
+
+use std::path::PathBuf;
+
+/// The folder `tests/` of the checkout whose tests run, which cargo names to each test it starts. What the
+/// compiler saw is no answer: checkouts share a target folder, and only one of them was compiled.
+pub fn folder() -> PathBuf {
+    let here = std::env::var_os("CARGO_MANIFEST_DIR").expect("cargo names the folder of a test");
+    PathBuf::from(here)
+}

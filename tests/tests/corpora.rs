@@ -7,7 +7,7 @@ mod fuzzed;
 use std::path::{Path, PathBuf};
 
 fn corpus() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz/corpus")
+    sluice_tests::folder().join("fuzz/corpus")
 }
 
 fn files(folder: &Path) -> Vec<PathBuf> {

@@ -421,7 +421,7 @@ fn a_replica_is_killed_at_every_hit_of_a_first_copy() {
 /// The page says what there is: every point that these runs pass is in it, so a new write is named there.
 #[test]
 fn the_page_lists_the_points() {
-    let page = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/reliability.md");
+    let page = sluice_tests::folder().join("../docs/reliability.md");
     let page = std::fs::read_to_string(page).expect("the page on reliability");
     let (owner, replica) = (Points::of(true), Points::of(false));
     let all: BTreeSet<String> =

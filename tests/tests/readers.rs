@@ -30,7 +30,7 @@ struct Reader {
 impl Reader {
     fn start(kind: &'static str, lake: &Path, truth: &Path, command: Option<Command>) -> Self {
         let python = std::env::var_os("SLUICE_PYTHON").expect("SLUICE_PYTHON is set by `make test`");
-        let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("python/readers.py");
+        let script = sluice_tests::folder().join("python/readers.py");
         let mut reader = Command::new(python);
         reader.arg(script).arg(kind).arg(lake).arg(truth).env("PYTHONDONTWRITEBYTECODE", "1");
         if let Some(command) = command {

@@ -7,7 +7,7 @@ const FILE_LINES_MAX: usize = 600;
 const CRATES: [&str; 6] = ["protocol", "store", "indexer", "web", "daemon", "tests"];
 
 fn workspace() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("tests/ lies in the workspace").to_owned()
+    sluice_tests::folder().parent().expect("tests/ lies in the workspace").to_owned()
 }
 
 fn rust_files(dir: &Path, found: &mut Vec<PathBuf>) {

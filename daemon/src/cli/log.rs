@@ -20,7 +20,11 @@ pub(super) fn begin(log: &Log) {
 /// A level alone is Sluice's own; the libraries below then say only what may matter to an operator, that is warnings.
 fn filter(level: &str) -> Targets {
     match level.parse::<LevelFilter>() {
-        Ok(own) => Targets::new().with_default(own.min(LevelFilter::WARN)).with_target("sluice", own),
+        Ok(own) => Targets::new()
+            .with_default(own.min(LevelFilter::WARN))
+            .with_target("sluice", own)
+            // It warns of each table that it opens, because it does not know the scheme of our views.
+            .with_target("lance_io::object_store", own.min(LevelFilter::ERROR)),
         // A filter by target was checked when the settings were read.
         Err(_) => level.parse().unwrap_or_default(),
     }
@@ -38,6 +42,7 @@ mod tests {
         assert!(info.would_enable("sluice_daemon::jobs", &Level::INFO));
         assert!(!info.would_enable("sluice_daemon::jobs", &Level::DEBUG));
         assert!(!info.would_enable("lance::execution", &Level::INFO) && info.would_enable("iroh", &Level::WARN));
+        assert!(!info.would_enable("lance_io::object_store", &Level::WARN));
         let error = filter("error");
         assert!(!error.would_enable("iroh", &Level::WARN) && error.would_enable("sluice_store", &Level::ERROR));
         let named = filter("warn,sluice_daemon=debug,lance=info");
