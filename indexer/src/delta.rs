@@ -23,9 +23,8 @@ use sluice_store::table::{History, SectionView, TableCapture, TableError, TableR
 
 use self::log::{LAST_CHECKPOINT, LogFiles};
 use self::replay::{Line, Obstacle, Replay};
-use crate::blocking;
-use crate::dir_view::DirView;
 use crate::listing::{self, Subset};
+use crate::reader::{self, unreadable};
 use crate::view_store::ViewStore;
 
 /// Longest commit that is read, in bytes.
@@ -41,21 +40,12 @@ impl TableReader for DeltaReader {
     }
 
     fn capture(&self, name: &str, root: &Path, history: History) -> Result<TableCapture, TableError> {
-        let dir = Arc::new(DirView::open(root).map_err(|e| unreadable(name, e))?);
-        let view: Arc<dyn SectionView> = dir.clone();
-        let job = capture(name.to_string(), view, history);
-        let outcome = blocking::run(job).map_err(|e| unreadable(name, e)).flatten();
-        outcome.map_err(|e| dir.missing_if_vanished(e))
+        reader::capture(name, root, |name, view| capture(name, view, history))
     }
 
     fn prove(&self, name: &str, view: Arc<dyn SectionView>) -> Result<TableFacts, TableError> {
-        let job = prove(name.to_string(), view);
-        blocking::run(job).map_err(|e| unreadable(name, e)).flatten()
+        reader::prove(name, view, prove)
     }
-}
-
-fn unreadable(table: &str, cause: impl ToString) -> TableError {
-    TableError::Unreadable { table: table.to_string(), cause: blocking::first_line(&cause.to_string()) }
 }
 
 async fn capture(name: String, view: Arc<dyn SectionView>, history: History) -> Result<TableCapture, TableError> {

@@ -18,9 +18,8 @@ use sluice_protocol::path::LakePath;
 use sluice_store::table::{History, SectionView, TableCapture, TableError, TableReader};
 
 use self::versions::{Obstacle, Versions};
-use crate::blocking;
-use crate::dir_view::DirView;
 use crate::listing::{self, Subset};
+use crate::reader::{self, unreadable};
 use crate::view_store::ViewStore;
 
 /// Tags, one JSON file each.
@@ -38,21 +37,12 @@ impl TableReader for LanceReader {
     }
 
     fn capture(&self, name: &str, root: &Path, history: History) -> Result<TableCapture, TableError> {
-        let dir = Arc::new(DirView::open(root).map_err(|e| unreadable(name, e))?);
-        let view: Arc<dyn SectionView> = dir.clone();
-        let job = capture(name.to_string(), view, history);
-        let outcome = blocking::run(job).map_err(|e| unreadable(name, e)).flatten();
-        outcome.map_err(|e| dir.missing_if_vanished(e))
+        reader::capture(name, root, |name, view| capture(name, view, history))
     }
 
     fn prove(&self, name: &str, view: Arc<dyn SectionView>) -> Result<TableFacts, TableError> {
-        let job = prove(name.to_string(), view);
-        blocking::run(job).map_err(|e| unreadable(name, e)).flatten()
+        reader::prove(name, view, prove)
     }
-}
-
-fn unreadable(table: &str, cause: impl ToString) -> TableError {
-    TableError::Unreadable { table: table.to_string(), cause: blocking::first_line(&cause.to_string()) }
 }
 
 async fn capture(name: String, view: Arc<dyn SectionView>, history: History) -> Result<TableCapture, TableError> {

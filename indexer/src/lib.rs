@@ -8,6 +8,7 @@ pub mod delta;
 pub mod dir_view;
 pub mod lance;
 pub mod listing;
+mod reader;
 pub mod sample;
 pub mod schema;
 pub mod view_store;

@@ -349,14 +349,20 @@ mod tables {
 
     use super::*;
 
+    /// An owner that watches the lake, and a replica at the folder given last that keeps up with it.
+    fn followed(world: &World, lake: &Lake) -> (Site, Site, PathBuf) {
+        let owner = owner(world, lake.root());
+        let mut replica = following(world, "cradle", "100", NEVER, NEVER);
+        replica.start();
+        let copy = join(world, &owner, &replica);
+        (owner, replica, copy)
+    }
+
     #[test]
     fn tables_are_followed_through_every_kind_of_change() {
         let world = World::new();
         let lake = world.small_lake("source");
-        let owner = owner(&world, lake.root());
-        let mut replica = following(&world, "cradle", "100", NEVER, NEVER);
-        replica.start();
-        let copy = join(&world, &owner, &replica);
+        let (owner, replica, copy) = followed(&world, &lake);
         for step in Lake::steps() {
             lake.change(&step);
             let wanted = lake.inspect();
@@ -373,10 +379,7 @@ mod tables {
     fn a_table_that_is_being_written_is_taken_at_its_last_complete_version() {
         let world = World::new();
         let lake = world.small_lake("source");
-        let owner = owner(&world, lake.root());
-        let mut replica = following(&world, "cradle", "100", NEVER, NEVER);
-        replica.start();
-        let copy = join(&world, &owner, &replica);
+        let (owner, replica, copy) = followed(&world, &lake);
         let table = |at: &Path| inspect(at)["delta"]["delta/events"].clone();
         let before = table(&copy);
 
