@@ -3,12 +3,11 @@
 mod replica_world;
 
 use std::os::unix::fs::PermissionsExt;
-use std::path::Path;
 
 use replica_world::*;
 use sluice_protocol::manifest::SectionKind::{Delta, Raw};
 use sluice_store::blobs::quarantine;
-use sluice_store::catalog::{FileRecord, Located, Lookup};
+use sluice_store::catalog::Lookup;
 use sluice_store::disk::faults::{Injected, inject};
 use sluice_store::lake::Lake;
 use sluice_store::publish::{
@@ -61,40 +60,6 @@ fn two() -> Vec<Part> {
     parts[3].items.push(file("_delta_log/00000000000000000001.json", "c1").at(4));
     parts[4].items[0] = file("a", "AAAAA").at(6);
     parts
-}
-
-fn write(at: &Path, bytes: &[u8]) {
-    std::fs::set_permissions(at, std::fs::Permissions::from_mode(0o644)).unwrap();
-    std::fs::write(at, bytes).unwrap();
-}
-
-/// Flips a byte of a published file as a bad disk would: nothing else about it changes.
-fn rot(world: &World, lake_path: &str) {
-    let at = world.at(lake_path);
-    let mut bytes = std::fs::read(&at).unwrap();
-    let last = bytes.len() - 1;
-    bytes[last] ^= 1;
-    let meta = std::fs::metadata(&at).unwrap();
-    write(&at, &bytes);
-    let file = std::fs::File::options().write(true).open(&at).unwrap();
-    file.set_modified(meta.modified().unwrap()).unwrap();
-    std::fs::set_permissions(&at, meta.permissions()).unwrap();
-    // The change time cannot be set back, so the catalog is made to expect the new one.
-    let print = Lake::print_of(&std::fs::File::open(&at).unwrap()).unwrap();
-    let reader = world.catalog.read().unwrap();
-    let record = reader.file(&world.space, &path(lake_path)).unwrap().unwrap();
-    let blob = reader.blob(&world.space, &record.hash).unwrap().unwrap();
-    drop(reader);
-    world
-        .catalog
-        .write(|b| {
-            for at in blob.places.iter().filter(|at| at.print.inode == print.inode) {
-                let at = Located { print: print.clone(), ..at.clone() };
-                b.add_place(&world.space, &record.hash, blob.size, at)?;
-            }
-            b.put_file(&world.space, &path(lake_path), &FileRecord { print, ..record })
-        })
-        .unwrap();
 }
 
 #[test]

@@ -4,23 +4,21 @@
 //! version uses it, and only files that were published there are removed from it. A folder that
 //! holds anything else stays, and is reported.
 
-use std::cell::OnceCell;
-use std::collections::{BTreeSet, HashMap};
+use std::collections::BTreeSet;
 use std::time::{Duration, SystemTime};
 
-use sluice_protocol::ids::BlobHash;
 use sluice_protocol::manifest::SectionKind;
 use sluice_protocol::path::LakePath;
 use sluice_protocol::stages::is_regenerated;
 
 use super::PublishError;
 use super::aside::KEPT_FOLDER;
-use super::commit::{LiveFolders, record_places};
 use super::hands::{GENERATIONS_FOLDER, Hands, SECTIONS_FOLDER};
-use super::place::{Blobs, Inodes};
+use super::place::Inodes;
+use super::sweep::{self, Known};
 use super::{generation, intent, old};
-use crate::blobs::{Fit, QUARANTINE_FOLDER, compare};
-use crate::catalog::{Located, Lookup};
+use crate::blobs::QUARANTINE_FOLDER;
+use crate::catalog::Lookup;
 use crate::durable::{Folder, Kind};
 use crate::lake::Place;
 
@@ -37,8 +35,6 @@ pub struct Cleaned {
 
 /// Most generations that are kept for readers, however fast versions come.
 const GENERATIONS_MAX: usize = 1024;
-
-type Known = HashMap<String, (BlobHash, u64, Located)>;
 
 /// Keeps the newest `keep` generations (at least the live one), those that readers may still be in, and
 /// what they need.
@@ -143,21 +139,8 @@ fn links_of(folder: &Folder, note: &mut dyn FnMut(&str)) -> std::io::Result<()> 
 }
 
 fn remove_folders(hands: &Hands<'_>, unused: &[String], cleaned: &mut Cleaned) -> Result<(), PublishError> {
-    let reader = hands.catalog.read()?;
-    let live = LiveFolders::of(reader.live(&hands.space)?.as_ref());
-    let mut known: HashMap<String, Known> = unused.iter().map(|f| (f.clone(), Known::new())).collect();
-    reader.blobs(&hands.space, &mut |hash, record| {
-        for at in &record.places {
-            if let Some((folder, rest)) = in_section(&at.place)
-                && let Some(files) = known.get_mut(folder)
-            {
-                files.insert(rest.to_string(), (hash, record.size, at.clone()));
-            }
-        }
-    })?;
-    drop(reader);
+    let mut known = Known::of(hands, unused)?;
     for name in unused {
-        let files = known.remove(name).unwrap_or_default();
         let shown = format!(".sluice/{SECTIONS_FOLDER}/{name}");
         let failed = |e| hands.failed(&shown, e);
         if hands.sections.look(name).map_err(failed)?.is_none_or(|s| s.kind != Kind::Folder) {
@@ -165,11 +148,10 @@ fn remove_folders(hands: &Hands<'_>, unused: &[String], cleaned: &mut Cleaned) -
             continue;
         }
         let folder = hands.sections.open(name).map_err(failed)?;
-        if !only_ours(hands, &folder, &files).map_err(failed)? {
+        if !only_ours(&mut known, &folder, name)? || !sweep::remove(&mut known, &folder, name)? {
             cleaned.kept.push(shown);
             continue;
         }
-        remove_folder(hands, &live, name, &folder, files)?;
         cleaned.folders += 1;
     }
     if cleaned.folders > 0 {
@@ -185,34 +167,32 @@ pub(crate) fn in_section(place: &Place) -> Option<(&str, &str)> {
 }
 
 /// Whether the folder holds nothing but published files as they were published, links and folders.
-fn only_ours(hands: &Hands<'_>, folder: &Folder, files: &Known) -> std::io::Result<bool> {
-    let mut ours = true;
-    let put_aside = OnceCell::new();
-    let walked = old::walk(folder, "", &mut |(path, seen, _)| {
-        let known = match seen.kind {
-            Kind::Folder | Kind::Link => true,
-            Kind::Other => false,
-            Kind::File => files.get(&path).is_some_and(|(hash, size, at)| {
-                compare(&at.print, &seen.print) == Fit::Same
-                    || crate::blobs::prove_place(hands.lake, &at.place, *size, hash).is_some()
-            }),
-        };
-        // Another name of a file that was put aside is no loss.
-        let inode = (seen.print.dev, seen.print.inode);
-        let known = known || seen.kind == Kind::File && put_aside.get_or_init(|| inodes_aside(hands)).contains(&inode);
-        ours &= known || is_hint(&path);
-        ours
-    });
-    match walked {
+fn only_ours(known: &mut Known<'_, '_>, folder: &Folder, path: &str) -> Result<bool, PublishError> {
+    let failed = |e| known.hands.failed(path, e);
+    let (names, strange) = folder.names().map_err(failed)?;
+    if strange > 0 {
         // A name that is not UTF-8 is somebody's.
-        Err(e) if e.kind() == std::io::ErrorKind::InvalidData => Ok(false),
-        Err(e) => Err(e),
-        Ok(_) => Ok(ours),
+        return Ok(false);
     }
+    for name in names {
+        let Some(seen) = folder.look(&name).map_err(|e| known.hands.failed(path, e))? else { continue };
+        let path = format!("{path}/{name}");
+        let ours = match seen.kind {
+            Kind::Folder => {
+                let inner = folder.open(&name).map_err(|e| known.hands.failed(&path, e))?;
+                only_ours(known, &inner, &path)?
+            }
+            _ => known.is_ours(&path, &seen)?,
+        };
+        if !ours {
+            return Ok(false);
+        }
+    }
+    Ok(true)
 }
 
 /// The files that lie in the quarantine or are kept from a decision.
-fn inodes_aside(hands: &Hands<'_>) -> Inodes {
+pub(super) fn inodes_aside(hands: &Hands<'_>) -> Inodes {
     let mut found = Inodes::new();
     for name in [QUARANTINE_FOLDER, KEPT_FOLDER] {
         let Ok(folder) = hands.own.open(name) else { continue };
@@ -226,56 +206,6 @@ fn inodes_aside(hands: &Hands<'_>) -> Inodes {
 }
 
 /// Lance's hint of the newest version is made again by whoever needs it.
-fn is_hint(path: &str) -> bool {
+pub(super) fn is_hint(path: &str) -> bool {
     LakePath::parse(path).is_ok_and(|p| is_regenerated(SectionKind::Lance, &p))
-}
-
-/// Removes one folder, then lets the catalog forget its places and learn the new fingerprints of what
-/// still has other names (removing a name moves the change time).
-///
-/// Stopped half-way, the catalog names places that are gone; whoever opens a blob passes over them.
-fn remove_folder(
-    hands: &Hands<'_>,
-    live: &LiveFolders,
-    name: &str,
-    folder: &Folder,
-    files: Known,
-) -> Result<(), PublishError> {
-    let (mut blobs, mut touched) = (Blobs::new(), Inodes::new());
-    let reader = hands.catalog.read()?;
-    for (hash, size, _) in files.into_values() {
-        if blobs.contains_key(&hash) {
-            continue;
-        }
-        let mut places = reader.blob(&hands.space, &hash)?.map_or(vec![], |b| b.places);
-        places.retain(|at| in_section(&at.place).is_none_or(|(f, _)| f != name));
-        for at in &places {
-            // Only what still fits now may be refreshed: an edit must not pass for our doing.
-            if crate::blobs::fit_of(hands.lake, at) == Fit::Same {
-                touched.insert((at.print.dev, at.print.inode));
-            }
-        }
-        blobs.insert(hash, (size, places));
-    }
-    drop(reader);
-    let shown = format!(".sluice/{SECTIONS_FOLDER}/{name}");
-    empty(hands, folder, &shown)?;
-    hands.remove_folder(&hands.sections, name, &shown)?;
-    hands.commit("forget", |b| record_places(b, hands, live, &blobs, &touched))
-}
-
-fn empty(hands: &Hands<'_>, folder: &Folder, shown: &str) -> Result<(), PublishError> {
-    let failed = |e| hands.failed(shown, e);
-    for name in folder.names().map_err(failed)?.0 {
-        let path = format!("{shown}/{name}");
-        match folder.look(&name).map_err(failed)?.map(|s| s.kind) {
-            Some(Kind::Folder) => {
-                empty(hands, &folder.open(&name).map_err(failed)?, &path)?;
-                hands.remove_folder(folder, &name, &path)?;
-            }
-            Some(_) => hands.remove(folder, &name, &path)?,
-            None => {}
-        }
-    }
-    Ok(())
 }

@@ -3,12 +3,13 @@
 //! Invariant: a fingerprint is refreshed only for a file that fitted before and whose change time we
 //! moved ourselves, so an edit never passes for our own doing.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use sluice_protocol::ids::{BlobHash, SpaceId};
 use sluice_protocol::manifest::{Entry, EntryKind, Section};
 use sluice_protocol::path::LakePath;
 
+use super::PublishError;
 use super::cleanup::in_section;
 use super::hands::Hands;
 use super::old;
@@ -16,9 +17,12 @@ use super::place::{Blobs, Inodes};
 use super::plan::{How, Plan, SectionPlan};
 use crate::blobs::{Fit, compare};
 use crate::catalog::{Batch, BlobRecord, CatalogError, FileRecord, LiveRecord, Located, Lookup};
-use crate::durable::{Folder, Kind};
-use crate::lake::{Lake, Place};
+use crate::durable::{Folder, Kind, Seen};
+use crate::lake::{Fingerprint, Lake, Place};
 use crate::verify::entries_of;
+
+/// Places of a blob above which they are looked up in a table.
+const CROWDED_ABOVE: usize = 16;
 
 /// Which section folders are live, and where their sections lie in the lake.
 #[derive(Debug, Default)]
@@ -38,22 +42,39 @@ impl LiveFolders {
     }
 }
 
-/// Records where blobs lie now, and the files of live sections among those places.
+/// Records where blobs lie now, and the files of live sections among those places. Returns the folders
+/// of live sections in which damage was found meanwhile.
+///
+/// A place that the catalog had and has no more was taken out of use since publishing looked: neither it
+/// nor another name of the same file comes back.
 pub(super) fn record_places(
     batch: &mut Batch,
     hands: &Hands<'_>,
     live: &LiveFolders,
     blobs: &Blobs,
     touched: &Inodes,
-) -> Result<(), CatalogError> {
-    for (hash, (size, places)) in blobs {
+) -> Result<BTreeSet<String>, CatalogError> {
+    let mut worn = BTreeSet::new();
+    for (hash, lies) in blobs {
         let known = batch.blob(&hands.space, hash)?;
-        let now: Vec<Located> = places.iter().filter_map(|at| refreshed(hands.lake, at, touched)).collect();
-        for at in &now {
-            if let Some(path) = live.lake_path(&at.place) {
-                let record =
-                    FileRecord { print: at.print.clone(), hash: *hash, damaged: false, unknown: Default::default() };
+        let current = known.as_ref().map_or(&[][..], |k| &k.places);
+        let is_in = |list: &[Located], place: &Place| list.iter().any(|at| at.place == *place);
+        let dropped: Vec<&Located> = lies.before.iter().filter(|at| !is_in(current, &at.place)).collect();
+        let bad: Inodes = dropped.iter().map(|at| (at.print.dev, at.print.inode)).collect();
+        let news = current.iter().filter(|at| !is_in(&lies.before, &at.place) && !is_in(&lies.places, &at.place));
+        let mut now: Vec<Located> = Vec::with_capacity(lies.places.len());
+        for at in lies.places.iter().filter(|at| dropped.iter().all(|d| d.place != at.place)).chain(news) {
+            let path = live.lake_path(&at.place);
+            let damaged = bad.contains(&(at.print.dev, at.print.inode));
+            let Some(fresh) = refreshed(hands.lake, at, touched) else { continue };
+            if let Some(path) = path {
+                let print = fresh.print.clone();
+                let record = FileRecord { print, hash: *hash, damaged, unknown: Default::default() };
                 batch.put_file(&hands.space, &path, &record)?;
+                worn.extend(in_section(&at.place).filter(|_| damaged).map(|(folder, _)| folder.to_string()));
+            }
+            if !damaged {
+                now.push(fresh);
             }
         }
         if now.is_empty() {
@@ -61,15 +82,15 @@ pub(super) fn record_places(
             continue;
         }
         let list = known.as_ref().and_then(|k| k.list);
-        let size = known.map_or(*size, |k| k.size);
+        let size = known.map_or(lies.size, |k| k.size);
         let record = BlobRecord { size, places: now, list, unknown: Default::default() };
         batch.put_blob(&hands.space, hash, &record)?;
     }
-    Ok(())
+    Ok(worn)
 }
 
 /// The place with today's fingerprint; `None` when it holds something else.
-fn refreshed(lake: &Lake, at: &Located, touched: &Inodes) -> Option<Located> {
+pub(super) fn refreshed(lake: &Lake, at: &Located, touched: &Inodes) -> Option<Located> {
     let file = lake.open_place(&at.place).ok()?;
     let print = Lake::print_of(&file).ok()?;
     match compare(&at.print, &print) {
@@ -109,7 +130,7 @@ pub(super) struct Change<'p> {
 }
 
 /// Everything that makes a version the live one, in one change. Entries are read one section at a time.
-pub(super) fn make_live(batch: &mut Batch, hands: &Hands<'_>, change: &Change<'_>) -> Result<(), CatalogError> {
+pub(super) fn make_live(batch: &mut Batch, hands: &Hands<'_>, change: &Change<'_>) -> Result<(), PublishError> {
     for section in &change.plan.retired {
         for entry in entries(batch, hands, section)?.iter().filter(|e| e.kind == EntryKind::File) {
             if let Ok(path) = section.lake_path(&entry.path) {
@@ -120,11 +141,27 @@ pub(super) fn make_live(batch: &mut Batch, hands: &Hands<'_>, change: &Change<'_
     for s in change.plan.sections.iter().filter(|s| s.how == How::Made) {
         put_files(batch, hands, s)?;
     }
-    record_places(batch, hands, &LiveFolders::of(Some(change.record)), &change.blobs, &change.touched)?;
-    batch.set_live(&hands.space, change.record)?;
+    let worn = record_places(batch, hands, &LiveFolders::of(Some(change.record)), &change.blobs, &change.touched)?;
+    let record = as_marked(change.record, batch.live(&hands.space)?.as_ref(), &worn);
+    batch.set_live(&hands.space, &record)?;
     set_live_annex(batch, &hands.space, &change.annex)?;
     super::aside::store(batch, &hands.space, &change.plan.moves)?;
-    super::intent::clear(batch, &hands.space)
+    Ok(super::intent::clear(batch, &hands.space)?)
+}
+
+/// The planned record with what was noted of the folders that stay since it was planned.
+fn as_marked(planned: &LiveRecord, now: Option<&LiveRecord>, worn: &BTreeSet<String>) -> LiveRecord {
+    let mut record = planned.clone();
+    for section in &mut record.sections {
+        section.worn |= worn.contains(&section.folder);
+        let Some(now) = now.and_then(|l| l.sections.iter().find(|s| s.folder == section.folder)) else { continue };
+        section.worn |= now.worn;
+        if section.stays() {
+            // A person may have decided about it.
+            (section.detached, section.gives_way) = (now.detached, now.gives_way.clone());
+        }
+    }
+    record
 }
 
 fn entries(reader: &impl Lookup, hands: &Hands<'_>, section: &Section) -> Result<Vec<Entry>, CatalogError> {
@@ -132,11 +169,14 @@ fn entries(reader: &impl Lookup, hands: &Hands<'_>, section: &Section) -> Result
 }
 
 /// Remembers the files of a new section folder as they lie there; no reader has seen them yet.
-fn put_files(batch: &mut Batch, hands: &Hands<'_>, s: &SectionPlan<'_>) -> Result<(), CatalogError> {
+///
+/// A file that is not where it was placed, or was found damaged since, ends it: the next run places it anew.
+fn put_files(batch: &mut Batch, hands: &Hands<'_>, s: &SectionPlan<'_>) -> Result<(), PublishError> {
     let name = s.folder.as_deref().unwrap_or_default();
-    let failed = |source| CatalogError::Io { path: hands.lake.root().join(".sluice/sections").join(name), source };
+    let failed = |e| hands.failed(&format!(".sluice/sections/{name}"), e);
     let folder = hands.sections.open(name).map_err(failed)?;
     let mut near: Option<(Option<LakePath>, Folder)> = None;
+    let mut crowded = Crowded::default();
     for entry in entries(batch, hands, &s.section)? {
         let (Some(hash), Ok(path)) = (entry.hash, s.section.lake_path(&entry.path)) else { continue };
         let parent = entry.path.parent();
@@ -145,11 +185,40 @@ fn put_files(batch: &mut Batch, hands: &Hands<'_>, s: &SectionPlan<'_>) -> Resul
             _ => folder.descend(parent.as_ref()).map_err(failed)?,
         };
         let seen = here.look(entry.path.file_name()).map_err(failed)?;
-        if let Some(seen) = seen.filter(|seen| seen.kind == Kind::File && seen.print.size == entry.size) {
-            let record = FileRecord { print: seen.print, hash, damaged: false, unknown: Default::default() };
-            batch.put_file(&hands.space, &path, &record)?;
-        }
+        let place = old::section_place(name, &entry.path)?;
+        let print = crowded.print_at(batch, &hands.space, &hash, &place)?;
+        let fits = |seen: &Seen| {
+            seen.kind == Kind::File && print.is_some_and(|print| compare(&print, &seen.print) != Fit::Other)
+        };
+        let seen = seen.filter(fits).ok_or_else(|| PublishError::BlobGone { path: path.to_string(), hash })?;
+        let record = FileRecord { print: seen.print, hash, damaged: false, unknown: Default::default() };
+        batch.put_file(&hands.space, &path, &record)?;
         near = Some((parent, here));
     }
     Ok(())
+}
+
+/// Blobs that lie in very many places, so that their record is not decoded for each of them.
+#[derive(Default)]
+pub(super) struct Crowded(HashMap<BlobHash, HashMap<Place, Fingerprint>>);
+
+impl Crowded {
+    /// What is recorded of a place of a blob.
+    pub fn print_at(
+        &mut self,
+        reader: &impl Lookup,
+        space: &SpaceId,
+        hash: &BlobHash,
+        place: &Place,
+    ) -> Result<Option<Fingerprint>, CatalogError> {
+        if let Some(places) = self.0.get(hash) {
+            return Ok(places.get(place).cloned());
+        }
+        let places = reader.blob(space, hash)?.map_or(vec![], |b| b.places);
+        let print = places.iter().find(|at| at.place == *place).map(|at| at.print.clone());
+        if places.len() > CROWDED_ABOVE {
+            self.0.insert(*hash, places.into_iter().map(|at| (at.place, at.print)).collect());
+        }
+        Ok(print)
+    }
 }

@@ -126,7 +126,7 @@ fn make_entry(
         // What an earlier run left here and recovery could not prove is not worth keeping.
         clear_spot(placer.hands, folder, &entry.path)?;
     }
-    placer.place(folder, entry, Over::Nothing)?;
+    placer.place(&s.section, folder, entry, Over::Nothing)?;
     Ok(true)
 }
 
@@ -222,6 +222,6 @@ fn grow_entry(
         placer.found(&hash, entry.size, place)?;
         return Ok(false);
     }
-    placer.place(folder, entry, addition.over)?;
+    placer.place(&s.section, folder, entry, addition.over.clone())?;
     Ok(true)
 }

@@ -165,11 +165,14 @@ impl<'a> Hands<'a> {
     }
 
     /// One change of the catalog; `what` names its point, as in `intent.commit`.
-    pub fn commit<T>(
+    pub fn commit<T, E: From<CatalogError>>(
         &self,
         what: Room,
-        change: impl FnOnce(&mut Batch) -> Result<T, CatalogError>,
-    ) -> Result<T, PublishError> {
+        change: impl FnOnce(&mut Batch) -> Result<T, E>,
+    ) -> Result<T, PublishError>
+    where
+        PublishError: From<E>,
+    {
         disk::before_commit(what, self.catalog.home()).map_err(|e| self.failed(what, e))?;
         Ok(self.catalog.write(change)?)
     }

@@ -19,6 +19,7 @@ use super::old::{Inspection, Old, listed_as, manifest_for};
 use super::plan::is_our_top;
 use super::strays::{Expected, Found};
 use super::{PublishError, intent};
+use crate::blobs::{Fit, compare};
 use crate::catalog::{
     Batch, CHANGES_MAX, Catalog, CatalogError, FileRecord, LiveRecord, LiveSection, LocalChange, Located, Lookup,
     Reader,
@@ -59,12 +60,13 @@ pub fn look_over(lake: &Lake, catalog: &Catalog, space: &SpaceId) -> Result<Stan
             learned.push(look.section(at, &strays)?);
         }
     }
-    let Look { now, mut standing, .. } = look;
+    let Look { mut now, mut standing, .. } = look;
     drop(reader);
     let news = learned.iter().any(|i| !i.proven.is_empty() || i.removed.iter().any(|r| r.at.is_some()));
     if now != before || news {
         hands.commit("standing", |b| {
             learned.iter().try_for_each(|inspection| learn(b, space, inspection))?;
+            keep_marks(&before, b.live(space)?.as_ref(), &mut now);
             b.set_live(space, &now)
         })?;
     }
@@ -163,9 +165,23 @@ fn old_path(section: &LiveSection, path: &str) -> String {
     }
 }
 
+/// Keeps what was marked by others while the look was under way: damage that was met in serving.
+fn keep_marks(before: &LiveRecord, current: Option<&LiveRecord>, now: &mut LiveRecord) {
+    let is_worn = |live: &LiveRecord, folder: &str| live.sections.iter().any(|s| s.folder == folder && s.worn);
+    let Some(current) = current else { return };
+    for section in &mut now.sections {
+        section.worn |= is_worn(current, &section.folder) && !is_worn(before, &section.folder);
+    }
+}
+
 /// What hashing and looking taught: fresh fingerprints, and places that hold nothing any more.
 fn learn(b: &mut Batch, space: &SpaceId, inspection: &Inspection) -> Result<(), CatalogError> {
     for p in &inspection.proven {
+        let marked = b.file(space, &p.path)?.filter(|r| r.damaged && r.hash == p.hash);
+        if marked.is_some_and(|r| compare(&r.print, &p.print) != Fit::Other) {
+            // It was found damaged after it was proven.
+            continue;
+        }
         let record = FileRecord { print: p.print.clone(), hash: p.hash, damaged: false, unknown: Default::default() };
         b.put_file(space, &p.path, &record)?;
         let at = Located { place: p.place.clone(), print: p.print.clone(), unknown: Default::default() };

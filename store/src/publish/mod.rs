@@ -25,6 +25,7 @@ mod plan;
 mod recover;
 mod resolve;
 mod strays;
+mod sweep;
 mod target;
 
 use std::io;
@@ -42,7 +43,7 @@ use crate::lake::{Lake, LakeError};
 use crate::verify::{LinkError, Verified};
 use crate::watch::Watch;
 use hands::Hands;
-use intent::{Intent, IntentSection};
+use intent::{Intent, IntentSection, Spoiled};
 use plan::{Plan, SectionPlan};
 
 pub use aside::KEPT_FOLDER;
@@ -234,7 +235,6 @@ fn begin(
 ) -> Result<u64, PublishError> {
     let snapshot = verified.snapshot();
     let sections = &mut plan.sections;
-    let spoiled = plan.spoiled.clone();
     let in_use = numbers_in_use(hands)?;
     hands.commit("intent", |b| {
         // Whatever the catalog remembers, no number is given out that a folder has.
@@ -255,10 +255,17 @@ fn begin(
                 unknown: Default::default(),
             });
         }
+        let spoiled = still_spoiled(left, snapshot, &chosen);
         let intent = Intent { snapshot, generation, sections: chosen, spoiled, unknown: Default::default() };
         intent::store(b, &hands.space, &intent)?;
-        Ok(generation)
+        Ok::<_, CatalogError>(generation)
     })
+}
+
+/// Published folders that may hold files of an unfinished version and are not grown by this run.
+fn still_spoiled(left: Option<&Intent>, snapshot: SnapshotId, chosen: &[IntentSection]) -> Vec<Spoiled> {
+    let grows = |s: &Spoiled| s.snapshot == snapshot && chosen.iter().any(|c| c.grows && c.folder == s.folder);
+    left.map_or(vec![], Intent::spoiled).into_iter().filter(|s| !grows(s)).collect()
 }
 
 fn live_record(verified: &Verified, generation: u64, plan: &Plan<'_>) -> LiveRecord {

@@ -13,7 +13,7 @@ use std::io;
 use std::os::unix::fs::{FileExt, MetadataExt};
 
 use sluice_protocol::ids::BlobHash;
-use sluice_protocol::manifest::Entry;
+use sluice_protocol::manifest::{Entry, Section};
 use sluice_protocol::path::LakePath;
 
 use super::PublishError;
@@ -40,15 +40,24 @@ pub(crate) fn published_mode(entry: &Entry) -> u32 {
 }
 
 /// Whether a name may be in use.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Over {
     Nothing,
-    /// A pointer of the format, which is replaced in one step.
-    Pointer,
+    /// A pointer of the format, which is replaced in one step while it is what planning saw there.
+    Pointer(Fingerprint),
 }
 
-/// Blobs with their sizes and places.
-pub(super) type Blobs = HashMap<BlobHash, (u64, Vec<Located>)>;
+/// Where a blob lies now, and where the catalog had it when that was looked up.
+#[derive(Debug, Default)]
+pub(super) struct Lies {
+    /// Length in bytes.
+    pub size: u64,
+    pub places: Vec<Located>,
+    pub before: Vec<Located>,
+}
+
+/// What the catalog does not know yet of where blobs lie.
+pub(super) type Blobs = HashMap<BlobHash, Lies>;
 /// Files by device and inode.
 pub(super) type Inodes = HashSet<(u64, u64)>;
 
@@ -75,6 +84,8 @@ struct Known {
     staged: Option<Located>,
     /// Everywhere else; the newest last. One that comes twice counts as it came last.
     places: Vec<Located>,
+    /// All of it as the catalog had it.
+    before: Vec<Located>,
 }
 
 /// Where a file goes.
@@ -86,6 +97,9 @@ struct Spot<'f> {
     path: LakePath,
     shown: String,
     over: Over,
+    /// The section's folder in the lake, and the path below it.
+    section: Option<LakePath>,
+    below: LakePath,
 }
 
 impl<'h, 'a> Placer<'h, 'a> {
@@ -100,6 +114,7 @@ impl<'h, 'a> Placer<'h, 'a> {
             let mut known = Known::default();
             if let Some(record) = record {
                 known.size = record.size;
+                known.before = record.places.clone();
                 let (staged, places) = record.places.into_iter().partition(|at| is_staged(&at.place));
                 known.staged = <Vec<Located>>::into_iter(staged).next();
                 known.places = places;
@@ -124,7 +139,7 @@ impl<'h, 'a> Placer<'h, 'a> {
             let mut places: Vec<Located> = newest_first.filter(|at| seen.insert(at.place.clone())).collect();
             places.reverse();
             places.extend(known.staged);
-            (hash, (known.size, places))
+            (hash, Lies { size: known.size, places, before: known.before })
         });
         (blobs.collect(), std::mem::take(&mut self.touched))
     }
@@ -206,9 +221,9 @@ impl<'h, 'a> Placer<'h, 'a> {
         Ok(true)
     }
 
-    /// Puts the file `entry` into section folder `section`.
-    pub fn place(&mut self, section: &str, entry: &Entry, over: Over) -> Result<(), PublishError> {
-        let text = format!("{section}/{}", entry.path);
+    /// Puts the file `entry` of `section` into its folder.
+    pub fn place(&mut self, s: &Section, folder: &str, entry: &Entry, over: Over) -> Result<(), PublishError> {
+        let (section, text) = (folder, format!("{folder}/{}", entry.path));
         let path = LakePath::parse(&text).map_err(|source| PublishError::Path { path: text, source })?;
         let parent = path.parent().expect("a section folder is above");
         let folder = match self.near.take() {
@@ -228,6 +243,8 @@ impl<'h, 'a> Placer<'h, 'a> {
             shown: format!(".sluice/sections/{path}"),
             path,
             over,
+            section: s.path.clone(),
+            below: entry.path.clone(),
         };
         let print = self.fill(&spot, entry)?;
         let hash = entry.hash.unwrap_or(BlobHash([0; 32]));
@@ -285,10 +302,26 @@ impl<'h, 'a> Placer<'h, 'a> {
     }
 
     fn put(&self, from: &Folder, name: &str, spot: &Spot<'_>) -> Result<(), PublishError> {
-        match spot.over {
+        match &spot.over {
             Over::Nothing => self.hands.rename((from, name), (spot.folder, spot.name), &spot.shown),
-            Over::Pointer => self.hands.replace((from, name), (spot.folder, spot.name), &spot.shown),
+            Over::Pointer(seen) => {
+                self.check_unchanged(seen, spot)?;
+                self.hands.replace((from, name), (spot.folder, spot.name), &spot.shown)
+            }
         }
+    }
+
+    /// A second look, right before a pointer is replaced: a person may have edited it since the plan.
+    fn check_unchanged(&self, seen: &Fingerprint, spot: &Spot<'_>) -> Result<(), PublishError> {
+        let now = spot.folder.look(spot.name).map_err(|e| self.hands.failed(&spot.shown, e))?;
+        let what = match now.map(|now| compare(seen, &now.print)) {
+            // Links that we made meanwhile move the change time.
+            Some(Fit::Same | Fit::Touched) => return Ok(()),
+            Some(Fit::Other) => "was changed here",
+            None => "was removed",
+        };
+        let name = |path: Option<LakePath>| path.map_or_else(|| ".".to_string(), |p| p.to_string());
+        Err(PublishError::Diverged { section: name(spot.section.clone()), path: spot.below.to_string(), what })
     }
 
     fn by_link(

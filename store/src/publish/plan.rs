@@ -63,6 +63,7 @@ pub(super) struct Plan<'v> {
     pub sections: Vec<SectionPlan<'v>>,
     /// Published sections whose folder is not live any more.
     pub retired: Vec<Section>,
+    /// Published folders that may hold files of a version that is not live.
     pub spoiled: Vec<Spoiled>,
     /// Published files that someone removed.
     pub removed_here: Vec<String>,
@@ -96,7 +97,8 @@ pub(super) fn plan<'v>(
     live: Option<&LiveRecord>,
     intent: Option<&Intent>,
 ) -> Result<Plan<'v>, PublishError> {
-    let spoiled = intent.map(|i| i.spoiled_for(verified.snapshot())).unwrap_or_default();
+    let others = intent.map(|i| i.spoiled_for(verified.snapshot())).unwrap_or_default();
+    let spoiled = intent.map(Intent::spoiled).unwrap_or_default();
     let mut plan = Plan {
         sections: stay(hands, reader, live)?,
         retired: vec![],
@@ -116,7 +118,7 @@ pub(super) fn plan<'v>(
         }
         let old = live.and_then(|l| l.sections.iter().find(|s| s.path == v.section.path && !s.stays()));
         let chosen = intent.and_then(|i| i.folder_for(verified.snapshot(), v.section.path.as_ref()));
-        let usable = old.filter(|o| !o.is_remade() && plan.spoiled.iter().all(|s| s.folder != o.folder));
+        let usable = old.filter(|o| !o.is_remade() && others.iter().all(|s| s.folder != o.folder));
         let before = live.zip(usable).map(|(l, o)| manifest_for(reader, &hands.space, l, o)).transpose()?.flatten();
         let listed = usable.and_then(|o| listed_as(before.as_ref(), o));
         let section = plan_section(hands, reader, v, usable, listed, chosen)?;
@@ -329,7 +331,7 @@ fn additions(
             _ => seen.kind == Kind::Link,
         };
         if here {
-            let over = if pointer { Over::Pointer } else { Over::Nothing };
+            let over = if pointer { Over::Pointer(seen.print) } else { Over::Nothing };
             out.push(Addition { entry, over, here: true });
         } else if pointer {
             let known = reader.file(&hands.space, &lake_path(section.path.as_ref(), &entry.path)?)?;
@@ -340,7 +342,7 @@ fn additions(
             if !ours {
                 return Err(diverged("was changed here"));
             }
-            out.push(Addition { entry, over: Over::Pointer, here: false });
+            out.push(Addition { entry, over: Over::Pointer(seen.print), here: false });
         } else {
             return Err(diverged("was added here"));
         }

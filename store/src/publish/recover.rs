@@ -16,7 +16,7 @@ use super::intent::{self, Intent};
 use super::old::{entries_in, section_place};
 use super::{PublishError, aside, generation};
 use crate::blobs::{Fit, fit_of, prove_place};
-use crate::catalog::{Located, Lookup};
+use crate::catalog::{CatalogError, Located, Lookup};
 use crate::lake::Place;
 
 /// What recovery found to do.
@@ -99,7 +99,7 @@ fn adopt(hands: &Hands<'_>, intent: &Intent) -> Result<u64, PublishError> {
                 b.add_place(&hands.space, hash, *size, at.clone())?;
             }
         }
-        Ok(())
+        Ok::<_, CatalogError>(())
     })?;
     Ok(count)
 }

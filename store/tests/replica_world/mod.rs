@@ -4,8 +4,8 @@
 use std::collections::BTreeMap;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
 
 use bytes::Bytes;
 use ed25519_dalek::SigningKey;
@@ -17,7 +17,7 @@ use sluice_protocol::manifest::{Entry, EntryKind, Manifest, Section, SectionKind
 use sluice_protocol::path::LakePath;
 use sluice_protocol::signed::Signed;
 use sluice_protocol::tree::TreeBuilder;
-use sluice_store::catalog::{Catalog, CatalogError, Lookup};
+use sluice_store::catalog::{Catalog, CatalogError, FileRecord, Located, Lookup};
 use sluice_store::disk::faults::Injected;
 use sluice_store::lake::Lake;
 use sluice_store::publish::{PublishError, PublishOptions, Published, publish};
@@ -342,5 +342,66 @@ fn list(folder: &Path, prefix: &str, found: &mut Vec<String>, depth: usize) {
         } else {
             found.push(at);
         }
+    }
+}
+
+/// Writes over a published file as a person would who insists.
+pub fn write(at: &Path, bytes: &[u8]) {
+    std::fs::set_permissions(at, std::fs::Permissions::from_mode(0o644)).unwrap();
+    std::fs::write(at, bytes).unwrap();
+}
+
+/// Flips a byte of a published file as a bad disk would: nothing else about it changes.
+pub fn rot(world: &World, lake_path: &str) {
+    let at = world.at(lake_path);
+    let mut bytes = std::fs::read(&at).unwrap();
+    let last = bytes.len() - 1;
+    bytes[last] ^= 1;
+    let meta = std::fs::metadata(&at).unwrap();
+    write(&at, &bytes);
+    let file = std::fs::File::options().write(true).open(&at).unwrap();
+    file.set_modified(meta.modified().unwrap()).unwrap();
+    std::fs::set_permissions(&at, meta.permissions()).unwrap();
+    // The change time cannot be set back, so the catalog is made to expect the new one.
+    let print = Lake::print_of(&std::fs::File::open(&at).unwrap()).unwrap();
+    let reader = world.catalog.read().unwrap();
+    let record = reader.file(&world.space, &path(lake_path)).unwrap().unwrap();
+    let blob = reader.blob(&world.space, &record.hash).unwrap().unwrap();
+    drop(reader);
+    world
+        .catalog
+        .write(|b| {
+            for at in blob.places.iter().filter(|at| at.print.inode == print.inode) {
+                let at = Located { print: print.clone(), ..at.clone() };
+                b.add_place(&world.space, &record.hash, blob.size, at)?;
+            }
+            b.put_file(&world.space, &path(lake_path), &FileRecord { print, ..record })
+        })
+        .unwrap();
+}
+
+/// Does something once, when publishing begins with its section number `at` (from 0, among those that are filled).
+pub struct When<F>(Mutex<(usize, Option<F>)>);
+
+impl<F: FnOnce() + Send> When<F> {
+    pub fn section(at: usize, act: F) -> Self {
+        Self(Mutex::new((at, Some(act))))
+    }
+}
+
+impl<F: FnOnce() + Send> Watch for When<F> {
+    fn amount(&self, stage: &str, files: u64, _: u64, _: u64, _: u64) {
+        let mut waiting = self.0.lock().unwrap();
+        if stage != "publish" || files > 0 {
+            return;
+        }
+        match waiting.0.checked_sub(1) {
+            Some(left) => waiting.0 = left,
+            None => waiting.1.take().into_iter().for_each(|act| act()),
+        }
+    }
+    fn note(&self, _: String) {}
+    fn cancelled(&self) -> bool {
+        false
     }
 }
