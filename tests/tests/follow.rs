@@ -441,3 +441,25 @@ mod tables {
         assert!(copy.join("raw/besides.txt").exists());
     }
 }
+
+#[test]
+fn what_is_touched_while_a_snapshot_is_taken_is_in_the_next() {
+    let world = World::new();
+    let lake = world.plain_lake("lake", &[("raw/a.txt", b"one")]);
+    let owner = owner(&world, &lake);
+    let heads = || owner.json(["snapshot", "list", "acme"]).as_array().expect("a list").len();
+    let comes = |n: usize| wait::until(&format!("head {n}"), COMES_WITHIN, || (heads() == n).then_some(()));
+    comes(1);
+    let large = std::fs::File::create(lake.join("raw/large")).expect("the lake is ours");
+    large.set_len(1 << 30).expect("a file of holes");
+    drop(large);
+    // The scan has seen the small file as it was, and the large one is being read.
+    let reading = || owner.json(["status"])["jobs"].to_string().contains("\"chunk\"").then_some(());
+    wait::until("the large file to be read", COMES_WITHIN, reading);
+    // As `touch` and `chmod` do: nothing is written.
+    let mode = std::os::unix::fs::PermissionsExt::from_mode(0o600);
+    std::fs::set_permissions(lake.join("raw/a.txt"), mode).expect("the lake is ours");
+    assert!(heads() < 3, "the touch came in the middle");
+    comes(3);
+    assert_eq!(owner.json(["snapshot", "acme"])["changed"], false);
+}

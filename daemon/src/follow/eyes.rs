@@ -276,6 +276,12 @@ mod tests {
         assert_eq!(seen_after(&log), commit.and(inner));
         fs::set_permissions(at("raw/deep/a"), std::os::unix::fs::PermissionsExt::from_mode(0o600)).unwrap();
         let modes = seen_after(&|| ());
+        // What pinning does to the lake's files: their change time moves, and nobody is told.
+        let pin = || {
+            fs::hard_link(at("raw/deep/a"), at(".sluice/objects/pin")).unwrap();
+            fs::remove_file(at(".sluice/objects/pin")).unwrap();
+        };
+        assert_eq!(seen_after(&pin), Seen::default());
         assert_eq!(modes, Seen { modes: true, ..Seen::default() });
 
         assert_eq!(seen_after(&|| fs::create_dir_all(at("new/er")).unwrap()), data);

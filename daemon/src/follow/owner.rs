@@ -56,16 +56,14 @@ pub(super) async fn follow(follow: Follow, node: Weak<SiteNode>, space: SpaceId,
         let rested = Instant::now() + began.elapsed();
         let next = Instant::now() + wait;
         follow.standings().change(&space, |s| s.next_ms = Some(now_ms() + wait.as_millis() as u64));
-        // Links of our own pins change files' times: what the round itself did is no change.
-        sight = look(&follow, &space, &lake, sight, &mut waiting, true).await;
         loop {
+            sight = look(&follow, &space, &lake, sight, &mut waiting).await;
             let due = waiting.due().map_or(next, |d| d.max(rested).min(next));
             tokio::select! {
                 () = follow.stopped() => return,
                 () = tokio::time::sleep_until(due) => break,
                 () = ready(&sight) => {}
             }
-            sight = look(&follow, &space, &lake, sight, &mut waiting, false).await;
         }
         // A lake that could not be watched may be watched again: a limit was raised, a disk is back.
         if sight.is_none() {
@@ -156,7 +154,6 @@ async fn look(
     lake: &std::path::Path,
     sight: Option<Eyes>,
     waiting: &mut Debounce,
-    after_own_work: bool,
 ) -> Option<Eyes> {
     let mut eyes = sight?;
     let looked = off_reactor(move || {
@@ -175,7 +172,6 @@ async fn look(
             return None;
         }
     };
-    let seen = Seen { modes: seen.modes && !after_own_work, ..seen };
     waiting.note(seen, Instant::now());
     if seen.lost {
         tracing::debug!(lake = %lake.display(), "changes were lost on the way: it is looked through whole");
