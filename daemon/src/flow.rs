@@ -324,6 +324,12 @@ pub async fn describe(
     job.stage("describe");
     let metadata = Metadata { catalog: &site.catalog, space: *space, source: &source };
     let (manifest, annex) = metadata.roots(&head).await.or_explain()?;
+    for lost in &standing.unread {
+        job.note(format!("the list of files of `{}` cannot be read here any more: it is fetched again", lost.section));
+    }
+    if let Err(e) = metadata.again(&standing.unread).await {
+        job.note(format!("a list of files could not be fetched again: {e}"));
+    }
     let sections = wanted_sections(site, space, record, &manifest).or_explain()?;
     let before = published_sections(&site.catalog.read().or_explain()?, space).or_explain()?;
     // What is live with the same tree was read when it was published.

@@ -155,9 +155,10 @@ struct Pages<'a> {
 
 impl Pages<'_> {
     fn add(&mut self, hash: BlobHash, bytes: Vec<u8>) {
-        match self.reader.has_meta(self.space, &hash) {
-            Ok(true) => return,
-            Ok(false) => {
+        // Read, not only looked up: a page that rotted is written again.
+        match self.reader.meta(self.space, &hash) {
+            Ok(Some(_)) => return,
+            Ok(None) => {
                 self.new_bytes += bytes.len();
                 self.new.push(bytes);
             }

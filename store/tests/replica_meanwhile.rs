@@ -41,7 +41,8 @@ fn table(commits: usize) -> Part {
 
 /// `a` and `b` are made anew by each version, `c` stays as it is, the table grows.
 fn version(n: usize) -> Vec<Part> {
-    let changed = |name: &str| part(name, Raw, vec![file("same", [name.as_bytes()[0]; 9000]), file("n", format!("{name} {n}"))]);
+    let changed =
+        |name: &str| part(name, Raw, vec![file("same", [name.as_bytes()[0]; 9000]), file("n", format!("{name} {n}"))]);
     vec![changed("a"), changed("b"), part("c", Raw, vec![file("x", "xxxx")]), table(n)]
 }
 

@@ -356,3 +356,56 @@ fn mending_is_finished_wherever_it_was_stopped() {
         }
     }
 }
+
+/// Loses the pages of a section, or the manifest, as a bad disk would.
+fn lose(world: &World, section: Option<&str>) {
+    let reader = world.catalog.read().unwrap();
+    let live = reader.live(&world.space).unwrap().unwrap();
+    let lost = match section {
+        None => live.snapshot.into(),
+        Some(name) => live.sections.iter().find(|s| s.name() == name).unwrap().tree,
+    };
+    drop(reader);
+    world.catalog.write(|b| b.remove_meta(&world.space, &lost)).unwrap();
+}
+
+#[test]
+fn pages_that_cannot_be_read_are_no_edit() {
+    let all = [Some("."), Some("mixed"), Some("mixed/deep"), Some("orders"), Some("raw"), None];
+    for (lost, next) in all.iter().flat_map(|lost| [(lost, one()), (lost, two())]) {
+        let world = World::new();
+        sync(&world, &one());
+        lose(&world, *lost);
+        let standing = look(&world);
+        let unread: Vec<&str> = standing.unread.iter().map(|u| u.section.as_str()).collect();
+        assert_eq!((unread.len(), standing.to_mend), (if lost.is_some() { 1 } else { 5 }, 0), "{lost:?}: {standing:?}");
+        assert!(lost.is_none_or(|lost| unread == [lost]));
+        assert_eq!(diverged(&world), [""; 0], "{lost:?}");
+        assert!(sync(&world, &next).cleaned.kept.is_empty());
+        world.assert_shows(&next);
+        assert!(!world.at(".sluice/kept").exists(), "{lost:?}");
+        // Nothing of what was is in the way of what comes.
+        sync(&world, &two());
+        sync(&world, &one());
+        world.assert_shows(&one());
+    }
+}
+
+#[test]
+fn what_a_person_did_is_found_without_the_pages_too() {
+    // Whether a link is ours cannot be known then, nor that one is gone.
+    for (what, section, edit) in edits().into_iter().filter(|(what, ..)| !what.contains("link")) {
+        let world = World::new();
+        sync(&world, &one());
+        edit(&world);
+        lose(&world, Some(section));
+        assert_eq!(diverged(&world), [section], "{what}");
+        theirs(&world, section);
+        lose(&world, Some(section));
+        sync(&world, &two());
+        world.assert_shows(&two());
+        let kept = mine(&world);
+        assert!(kept.len() == 1 && kept[0].starts_with(".sluice/kept/now"), "{what}: {kept:?}");
+        assert_eq!(listing(&world.at(".sluice/kept")).len(), 1, "{what}: only the edit is kept aside");
+    }
+}

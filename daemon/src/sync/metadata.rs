@@ -15,6 +15,7 @@ use sluice_protocol::limits;
 use sluice_protocol::manifest::Manifest;
 use sluice_protocol::tree::{Page, TreeRef, missing_pages};
 use sluice_store::catalog::{Catalog, CatalogError, Lookup, Reader};
+use sluice_store::publish::Unread;
 
 use super::SyncError;
 use super::source::Source;
@@ -51,6 +52,24 @@ impl Metadata<'_> {
             return Err(SyncError::Manifest("the annex belongs to another manifest".into()));
         }
         Ok((manifest, annex))
+    }
+
+    /// Fetches again what describes published sections and cannot be read here any more.
+    ///
+    /// The source may not have the version any more; then the section's next version is made anew.
+    pub async fn again(&self, unread: &[Unread]) -> Result<(), SyncError> {
+        for lost in unread {
+            let tree = match &lost.tree {
+                Some(tree) => Some(tree.clone()),
+                None => {
+                    let raw = self.one(lost.snapshot.into(), limits::MANIFEST_BYTES_MAX as u64).await?;
+                    let manifest = Manifest::from_bytes(&raw).map_err(SyncError::manifest)?;
+                    manifest.sections.into_iter().find(|s| s.name() == lost.section).map(|s| s.tree)
+                }
+            };
+            self.pages(tree.as_slice()).await?;
+        }
+        Ok(())
     }
 
     /// All pages of the given trees that are not here yet, level by level.

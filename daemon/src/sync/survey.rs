@@ -115,7 +115,8 @@ impl Survey {
     ) -> Result<(), SyncError> {
         let mut before: BTreeMap<LakePath, BlobHash> = BTreeMap::new();
         if let Some(old) = old {
-            let files = entries(r, space, &old.section.tree)?.into_iter();
+            // Only lineage is lost with pages that cannot be read any more.
+            let files = entries(r, space, &old.section.tree).unwrap_or_default().into_iter();
             before.extend(files.filter_map(|e| e.hash.map(|hash| (e.path, hash))));
         }
         for entry in entries(r, space, &new.tree)? {

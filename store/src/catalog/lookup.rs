@@ -123,9 +123,21 @@ pub trait Lookup: Raw {
 
     /// All files, by path.
     fn files(&self, space: &SpaceId, each: &mut dyn FnMut(LakePath, FileRecord)) -> Result<(), CatalogError> {
-        self.raw_scan(Table::Files as usize, &space.0, &mut |key, raw| {
+        self.files_below(space, None, each)
+    }
+
+    /// The files below a folder (`None` is the lake), by path.
+    fn files_below(
+        &self,
+        space: &SpaceId,
+        folder: Option<&LakePath>,
+        each: &mut dyn FnMut(LakePath, FileRecord),
+    ) -> Result<(), CatalogError> {
+        let above = folder.map_or(String::new(), |f| format!("{f}/"));
+        let prefix = key2(&space.0, above.as_bytes());
+        self.raw_scan(Table::Files as usize, &prefix, &mut |key, raw| {
             let text = std::str::from_utf8(key).map_err(|e| CatalogError::Store(e.to_string()))?;
-            let path = LakePath::parse(text).map_err(|e| CatalogError::Store(e.to_string()))?;
+            let path = LakePath::parse(&format!("{above}{text}")).map_err(|e| CatalogError::Store(e.to_string()))?;
             each(path, decode(raw)?);
             Ok(true)
         })
@@ -157,9 +169,12 @@ pub trait Lookup: Raw {
         };
         let bytes = match raw.split_first() {
             Some((&INLINE, bytes)) => bytes.to_vec(),
-            _ => match read_beside(self.raw_home(), "meta", hash)? {
-                Some(bytes) => bytes,
-                None => return Ok(None),
+            _ => match read_beside(self.raw_home(), "meta", hash) {
+                Ok(Some(bytes)) => bytes,
+                Ok(None) => return Ok(None),
+                // A place on the disk that cannot be read any more counts as a flipped bit does.
+                Err(CatalogError::Io { source, .. }) if is_unreadable(&source) => return Ok(None),
+                Err(e) => return Err(e),
             },
         };
         // A flipped bit here counts as absence: the blob is fetched or made again.
@@ -232,6 +247,11 @@ pub trait Lookup: Raw {
 }
 
 impl<T: Raw> Lookup for T {}
+
+/// Whether the disk says that it cannot read what it was given.
+fn is_unreadable(e: &std::io::Error) -> bool {
+    e.raw_os_error() == Some(rustix::io::Errno::IO.raw_os_error())
+}
 
 fn read_beside(home: &Path, folder: &str, hash: &BlobHash) -> Result<Option<Vec<u8>>, CatalogError> {
     let path = beside(home, folder, &hash.to_string());

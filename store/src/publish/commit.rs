@@ -12,7 +12,7 @@ use sluice_protocol::path::LakePath;
 use super::PublishError;
 use super::cleanup::in_section;
 use super::hands::Hands;
-use super::old;
+use super::old::{self, Retired};
 use super::place::{Blobs, Inodes};
 use super::plan::{How, Plan, SectionPlan};
 use crate::blobs::{Fit, compare};
@@ -131,12 +131,17 @@ pub(super) struct Change<'p> {
 
 /// Everything that makes a version the live one, in one change. Entries are read one section at a time.
 pub(super) fn make_live(batch: &mut Batch, hands: &Hands<'_>, change: &Change<'_>) -> Result<(), PublishError> {
-    for section in &change.plan.retired {
-        for entry in entries(batch, hands, section)?.iter().filter(|e| e.kind == EntryKind::File) {
-            if let Ok(path) = section.lake_path(&entry.path) {
-                batch.remove_file(&hands.space, &path)?;
+    for retired in &change.plan.retired {
+        let listed;
+        let paths = match retired {
+            Retired::Files(paths) => paths,
+            Retired::Listed(section) => {
+                let files = entries(batch, hands, section)?.into_iter().filter(|e| e.kind == EntryKind::File);
+                listed = files.filter_map(|e| section.lake_path(&e.path).ok()).collect();
+                &listed
             }
-        }
+        };
+        paths.iter().try_for_each(|path| batch.remove_file(&hands.space, path))?;
     }
     for s in change.plan.sections.iter().filter(|s| s.how == How::Made) {
         put_files(batch, hands, s)?;

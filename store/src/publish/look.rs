@@ -10,12 +10,13 @@
 
 use std::collections::BTreeSet;
 
-use sluice_protocol::ids::SpaceId;
+use sluice_protocol::ids::{SnapshotId, SpaceId};
 use sluice_protocol::manifest::Entry;
 use sluice_protocol::path::LakePath;
+use sluice_protocol::tree::TreeRef;
 
 use super::hands::Hands;
-use super::old::{Inspection, Old, listed_as, manifest_for};
+use super::old::{Inspection, Old};
 use super::plan::is_our_top;
 use super::strays::{Expected, Found};
 use super::{PublishError, intent};
@@ -25,7 +26,6 @@ use crate::catalog::{
     Reader,
 };
 use crate::lake::{Fingerprint, Lake};
-use crate::verify::entries_of;
 
 /// What a look found.
 #[derive(Debug, Clone, Default)]
@@ -37,6 +37,20 @@ pub struct Standing {
     pub to_mend: u64,
     /// Of those, the lake paths of what was removed here.
     pub removed_here: Vec<String>,
+    /// Sections whose list of files cannot be read any more: to be fetched again. Their files were compared
+    /// with what the catalog recorded of them.
+    pub unread: Vec<Unread>,
+}
+
+/// See [`Standing::unread`].
+#[derive(Debug, Clone)]
+pub struct Unread {
+    /// Its folder in the lake, or `.`.
+    pub section: String,
+    /// The version whose manifest lists it.
+    pub snapshot: SnapshotId,
+    /// Its pages; none when the manifest itself cannot be read.
+    pub tree: Option<TreeRef>,
 }
 
 /// What a change by hand at the lake's top is called.
@@ -84,9 +98,15 @@ struct Look<'h, 'a> {
 impl Look<'_, '_> {
     fn section(&mut self, at: usize, strays: &Found) -> Result<Inspection, PublishError> {
         let section = self.now.sections[at].clone();
-        let manifest = manifest_for(self.reader, &self.hands.space, &self.now, &section)?;
         let spoiled = intent::load(self.reader, &self.hands.space)?.map(|i| i.spoiled()).unwrap_or_default();
-        let old = Old::load(self.hands, self.reader, manifest.as_ref(), &section)?;
+        let old = Old::load(self.hands, self.reader, &self.now, &section)?;
+        if old.unread {
+            self.standing.unread.push(Unread {
+                section: section.name().to_string(),
+                snapshot: section.of.unwrap_or(self.now.snapshot),
+                tree: old.listed.as_ref().map(|s| s.tree.clone()),
+            });
+        }
         let inspection = old.inspect(self.reader, &spoiled)?;
         let mut changes = self.tops(&section, &old)?;
         let own = strays.strays.iter().filter(|s| s.section == Some(at));
@@ -139,12 +159,15 @@ fn local(path: &str, what: &str, print: Option<&Fingerprint>) -> LocalChange {
 pub(super) fn find_strays(hands: &Hands<'_>, reader: &Reader, live: &LiveRecord) -> Result<Found, PublishError> {
     let mut expected = Expected::default();
     for (at, section) in live.sections.iter().enumerate() {
-        let manifest = manifest_for(reader, &hands.space, live, section)?;
-        let listed = listed_as(manifest.as_ref(), section).filter(|_| section.shallow);
-        let entries = listed.map(|s| entries_of(reader, &hands.space, s)).transpose();
-        let entries =
-            entries.map_err(|e| PublishError::Entries { section: section.name().to_string(), cause: e.to_string() })?;
-        expected.add(at, live.generation, section, &entries.unwrap_or_default())?;
+        if !section.shallow {
+            expected.add(at, live.generation, section, &[])?;
+            continue;
+        }
+        let old = Old::load(hands, reader, live, section)?;
+        expected.add(at, live.generation, section, old.entries())?;
+        if old.unread {
+            expected.unread(section);
+        }
     }
     expected.compare(hands, live.generation)
 }

@@ -51,7 +51,7 @@ pub use cleanup::Cleaned;
 pub(crate) use cleanup::in_section;
 pub(crate) use commit::{live_annex, set_live_annex};
 pub use hands::{GENERATIONS_FOLDER, LIVE_LINK, SECTIONS_FOLDER};
-pub use look::{Standing, look_over};
+pub use look::{Standing, Unread, look_over};
 pub(crate) use old::{lake_path, section_place, walk};
 pub(crate) use place::published_mode;
 pub use plan::How;

@@ -131,25 +131,94 @@ impl Inspection {
 /// What lies under a path: what it is, and the text of a link.
 type Found = (String, Seen, Option<String>);
 
+/// A section whose folder is not live any more.
+pub(super) enum Retired {
+    Listed(Section),
+    /// Its pages cannot be read: the lake paths of its files.
+    Files(Vec<LakePath>),
+}
+
 /// A published section and what it should hold.
 pub(super) struct Old<'h, 'a> {
     hands: &'h Hands<'a>,
     live: &'h LiveSection,
-    /// None when the metadata of the published version is gone.
+    /// None when the manifest of the published version is gone.
     pub listed: Option<Section>,
-    entries: Option<Vec<Entry>>,
+    entries: Vec<Entry>,
+    /// The manifest or its pages cannot be read: the entries are what the catalog recorded of the files.
+    pub unread: bool,
+}
+
+/// What a published section holds as the catalog recorded it: its files, without modes, links and folders.
+///
+/// For sections whose pages cannot be read: damage of our metadata is not a person's edit.
+pub(super) fn recorded_entries(
+    reader: &impl Lookup,
+    space: &SpaceId,
+    live: &LiveRecord,
+    section: &LiveSection,
+) -> Result<Vec<Entry>, CatalogError> {
+    let depth = |s: &LiveSection| s.name().len();
+    let inner: Vec<&LakePath> = live
+        .sections
+        .iter()
+        .filter(|s| depth(s) > depth(section) || section.path.is_none())
+        .filter_map(|s| s.path.as_ref())
+        .collect();
+    let is_inner = |path: &LakePath| {
+        inner.iter().any(|i| path.as_str().strip_prefix(i.as_str()).is_some_and(|rest| rest.starts_with('/')))
+    };
+    let mut entries = Vec::new();
+    reader.files_below(space, section.path.as_ref(), &mut |path, record| {
+        let below = match &section.path {
+            None => Ok(path.clone()),
+            Some(at) => LakePath::parse(path.as_str().get(at.as_str().len() + 1..).unwrap_or_default()),
+        };
+        if let Ok(below) = below
+            && !is_inner(&path)
+        {
+            entries.push(Entry {
+                path: below,
+                kind: EntryKind::File,
+                size: record.print.size,
+                hash: Some(record.hash),
+                mode: None,
+                mtime_ns: None,
+                target: None,
+                unknown: Default::default(),
+            });
+        }
+    })?;
+    Ok(entries)
 }
 
 impl<'h, 'a> Old<'h, 'a> {
     pub fn load(
         hands: &'h Hands<'a>,
         reader: &impl Lookup,
-        manifest: Option<&Manifest>,
+        record: &LiveRecord,
         live: &'h LiveSection,
     ) -> Result<Self, PublishError> {
-        let listed = listed_as(manifest, live).cloned();
-        let entries = listed.as_ref().and_then(|s| entries_of(reader, &hands.space, s).ok());
-        Ok(Self { hands, live, listed, entries })
+        let manifest = manifest_for(reader, &hands.space, record, live)?;
+        let listed = listed_as(manifest.as_ref(), live).cloned();
+        let read = listed.as_ref().and_then(|s| entries_of(reader, &hands.space, s).ok());
+        let unread = read.is_none();
+        let entries = match read {
+            Some(entries) => entries,
+            None => recorded_entries(reader, &hands.space, record, live)?,
+        };
+        Ok(Self { hands, live, listed, entries, unread })
+    }
+
+    /// What the next version lets go of.
+    pub fn retired(self) -> Retired {
+        match self.listed {
+            Some(listed) if !self.unread => Retired::Listed(listed),
+            _ => {
+                let paths = self.entries.iter().filter_map(|e| lake_path(self.live.path.as_ref(), &e.path).ok());
+                Retired::Files(paths.collect())
+            }
+        }
     }
 
     fn name(&self) -> String {
@@ -188,7 +257,7 @@ impl<'h, 'a> Old<'h, 'a> {
         };
         let tolerated = self.spoiled_entries(reader, spoiled)?;
         // Both sides come in the order of their paths, so they are merged without being held.
-        let entries = self.entries.iter().flatten();
+        let entries = self.entries.iter();
         let mut wanted = entries.clone().filter(|e| self.lies_in_folder(e)).peekable();
         let mut failed = None;
         let walked = walk(&folder, "", &mut |seen| {
@@ -230,14 +299,14 @@ impl<'h, 'a> Old<'h, 'a> {
         lake_path(self.live.path.as_ref(), path).map_or_else(|_| path.to_string(), |p| p.to_string())
     }
 
-    /// What it should hold; empty when the metadata of its version is gone.
+    /// What it should hold.
     pub fn entries(&self) -> &[Entry] {
-        self.entries.as_deref().unwrap_or_default()
+        &self.entries
     }
 
     /// The listed entry at `path`.
     pub fn entry(&self, path: &str) -> Option<&Entry> {
-        self.entries.as_ref()?.iter().find(|e| e.path.as_str() == path)
+        self.entries.iter().find(|e| e.path.as_str() == path)
     }
 
     /// Links of shallow sections lie in the generation; folders are made by what is in them.
@@ -283,8 +352,8 @@ impl<'h, 'a> Old<'h, 'a> {
             return Ok(());
         }
         if let Some(print) = prove_place(hands.lake, &place, entry.size, &hash) {
-            let dressed =
-                seen.mode == published_mode(entry) && entry.mtime_ns.is_none_or(|ns| ns == seen.print.mtime_ns);
+            let dressed = self.unread
+                || seen.mode == published_mode(entry) && entry.mtime_ns.is_none_or(|ns| ns == seen.print.mtime_ns);
             if dressed {
                 found.proven.push(Proven { path: in_lake, hash, size: entry.size, place, print });
             } else {
@@ -317,7 +386,7 @@ impl<'h, 'a> Old<'h, 'a> {
         tolerated: &Tolerated,
         found: &mut Inspection,
     ) -> Result<(), PublishError> {
-        if seen.kind == Kind::Link && self.entries.is_none() {
+        if seen.kind == Kind::Link && self.unread {
             return Ok(());
         }
         if let Ok(parsed) = LakePath::parse(path) {

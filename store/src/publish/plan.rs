@@ -17,7 +17,7 @@ use super::aside::{self, Move};
 use super::hands::{Hands, LIVE_LINK};
 use super::intent::{Intent, Spoiled};
 use super::look::find_strays;
-use super::old::{Old, lake_path, listed_as, manifest_for, section_place};
+use super::old::{Old, Retired, lake_path, listed_as, manifest_for, section_place};
 use super::place::Over;
 use super::strays::{Stray, put_away};
 use crate::blobs::{Fit, compare, prove_place};
@@ -62,7 +62,7 @@ pub(super) struct SectionPlan<'v> {
 pub(super) struct Plan<'v> {
     pub sections: Vec<SectionPlan<'v>>,
     /// Published sections whose folder is not live any more.
-    pub retired: Vec<Section>,
+    pub retired: Vec<Retired>,
     /// Published folders that may hold files of a version that is not live.
     pub spoiled: Vec<Spoiled>,
     /// Published files that someone removed.
@@ -220,15 +220,14 @@ fn retire(
     section: &LiveSection,
     plan: &mut Plan<'_>,
 ) -> Result<(), PublishError> {
-    let manifest = manifest_for(reader, &hands.space, live, section)?;
-    let old = Old::load(hands, reader, manifest.as_ref(), section)?;
+    let old = Old::load(hands, reader, live, section)?;
     let found = old.check(reader, &plan.spoiled)?;
     plan.removed_here.extend(found.removed.iter().map(|r| r.path.clone()));
     plan.moves.extend(aside::of_damaged(&found));
     if let Some(kept) = &section.gives_way {
         plan.moves.extend(aside::of_changes(section, &old, &found, kept));
     }
-    plan.retired.extend(old.listed);
+    plan.retired.push(old.retired());
     Ok(())
 }
 
@@ -269,7 +268,9 @@ fn plan_section<'v>(
     } else if grows_in_place(section.kind)
         && !section.shallow
         && let Some(listed) = listed
-        && let Some(added) = added(section, changes(reader, &hands.space, Some(listed), section).map_err(unreadable)?)
+        // Pages of the old version that cannot be read say nothing: then the folder is made anew.
+        && let Ok(changes) = changes(reader, &hands.space, Some(listed), section)
+        && let Some(added) = added(section, changes)
     {
         plan.additions = additions(hands, reader, section, &old.folder, added)?;
         (plan.how, plan.folder) = (How::Grown, Some(old.folder.clone()));

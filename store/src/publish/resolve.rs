@@ -13,7 +13,7 @@ use sluice_protocol::path::{LakePath, OWN_FOLDER};
 
 use super::hands::Hands;
 use super::look::find_strays;
-use super::old::{Old, manifest_for};
+use super::old::Old;
 use super::place::{copy_bytes, published_mode};
 use super::{PublishError, intent};
 use crate::catalog::{Batch, Catalog, CatalogError, LiveSection, Lookup, Reader};
@@ -51,8 +51,7 @@ pub fn keep_mine(
     let Some((at, section)) = live.sections.iter().enumerate().find(|(_, s)| s.path.as_ref() == path) else {
         return Ok(aside);
     };
-    let manifest = manifest_for(&reader, space, &live, section)?;
-    let old = Old::load(&hands, &reader, manifest.as_ref(), section)?;
+    let old = Old::load(&hands, &reader, &live, section)?;
     let spoiled = intent::load(&reader, space)?.map(|i| i.spoiled()).unwrap_or_default();
     let mut changed: Vec<String> = old.inspect(&reader, &spoiled)?.changes.into_iter().map(|c| c.path).collect();
     for stray in find_strays(&hands, &reader, &live)?.strays.into_iter().filter(|s| s.section == Some(at)) {

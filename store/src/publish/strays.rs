@@ -41,6 +41,8 @@ pub(super) struct Expected {
     folders: BTreeSet<String>,
     /// Folders of sections that are not deep.
     shallow: BTreeMap<String, usize>,
+    /// Of these, those whose links and folders are not known, because their pages cannot be read.
+    unread: BTreeSet<String>,
     /// The generation is a link into one section.
     whole: bool,
 }
@@ -90,6 +92,11 @@ impl Expected {
         Ok(())
     }
 
+    /// Says that links and folders of a section that is not deep are not known: they are not called strays.
+    pub fn unread(&mut self, section: &LiveSection) {
+        self.unread.insert(section.path.as_ref().map(LakePath::to_string).unwrap_or_default());
+    }
+
     /// Compares with what lies in generation `number`.
     pub fn compare(&self, hands: &Hands<'_>, number: u64) -> Result<Found, PublishError> {
         let mut found = Found::default();
@@ -117,6 +124,7 @@ impl Expected {
         found: &mut Found,
         met: &mut BTreeSet<String>,
     ) -> std::io::Result<()> {
+        let unread = self.unread.contains(prefix.trim_end_matches('/'));
         for name in folder.names()?.0 {
             let Some(seen) = folder.look(&name)? else { continue };
             let path = format!("{prefix}{name}");
@@ -126,7 +134,8 @@ impl Expected {
             }
             let same = match (seen.kind, ours) {
                 (Kind::Link, Some((_, text))) => folder.read_link(&name)? == *text,
-                (Kind::Folder, None) if self.folders.contains(&path) => {
+                (Kind::Link, None) if unread => true,
+                (Kind::Folder, None) if self.folders.contains(&path) || unread => {
                     self.walk(&folder.open(&name)?, &format!("{path}/"), found, met)?;
                     true
                 }

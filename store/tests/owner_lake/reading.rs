@@ -311,3 +311,28 @@ fn a_snapshot_that_was_never_committed_leaves_the_catalog_usable() {
     assert_eq!(snapshot.stats.read_files, 1);
     world.check(&snapshot);
 }
+
+#[test]
+fn a_page_that_rotted_is_written_again() {
+    let mut world = World::new();
+    let deep = ["a", "b", "c", "d"].map(|name| name.repeat(200)).join("/");
+    for i in 0..600 {
+        world.write(&format!("raw/{deep}/{i}"), format!("{i}").as_bytes());
+    }
+    let first = world.snap_on();
+    let meta = world.dir.path().join("home/meta");
+    let mut rotted = 0;
+    for folder in fs::read_dir(&meta).unwrap() {
+        for page in fs::read_dir(folder.unwrap().path()).unwrap() {
+            let at = page.unwrap().path();
+            let mut bytes = fs::read(&at).unwrap();
+            bytes[100] ^= 1;
+            fs::write(&at, bytes).unwrap();
+            rotted += 1;
+        }
+    }
+    assert!(rotted > 0, "all pages are small");
+    let again = world.snap();
+    assert_eq!(again.id, first.id);
+    world.check(&again);
+}
