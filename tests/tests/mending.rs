@@ -239,3 +239,47 @@ fn a_version_that_the_owner_no_longer_has_is_refused_by_name() {
     assert_eq!((&state["snapshot"], &state["held"]), (&newest["snapshot"], &Value::Null), "{state}");
     assert_eq!(pair.read("raw/a.txt"), b"newest");
 }
+
+#[test]
+fn a_hash_tree_that_rots_at_the_owner_is_made_again_from_the_bytes() {
+    let pair = pair();
+    for (round, length) in [18 << 20, 19 << 20, 20 << 20].into_iter().enumerate() {
+        // Above 16 MiB the tree is a file beside the catalog.
+        std::fs::write(pair.source.join("raw/huge.bin"), blake3_stream(length)).expect("ours");
+        pair.snapshot();
+        let hash = blake3::hash(&blake3_stream(length)).to_hex().to_string();
+        let tree = pair.owner.home().join("obao").join(&hash[..2]).join(&hash);
+        let whole = std::fs::read(&tree).expect("the tree is a file");
+        match round {
+            0 => {
+                let mut bytes = whole.clone();
+                bytes[whole.len() / 2] ^= 4;
+                std::fs::write(&tree, bytes).expect("ours");
+            }
+            1 => std::fs::write(&tree, &whole[..whole.len() / 2]).expect("ours"),
+            _ => std::fs::remove_file(&tree).expect("ours"),
+        }
+        pair.sync(0);
+        assert_eq!(pair.read("raw/huge.bin").len(), length);
+        assert_eq!(std::fs::read(&tree).expect("it is back"), whole, "round {round}");
+    }
+    assert_eq!(pair.replica.json(["verify", "acme", "--deep"])["ok"], true);
+}
+
+#[test]
+fn a_list_of_files_that_rots_in_a_replica_is_fetched_again() {
+    let mut pair = pair();
+    pair.replica.stop();
+    {
+        let catalog = Catalog::open(pair.replica.home()).expect("the site is down");
+        let (space, _) = catalog.read().and_then(|r| r.spaces()).expect("spaces")[0].clone();
+        let live = catalog.read().and_then(|r| r.live(&space)).expect("a catalog").expect("published");
+        let forgotten: Result<(), sluice_store::catalog::CatalogError> =
+            catalog.write(|b| live.sections.iter().try_for_each(|s| b.remove_meta(&space, &s.tree)));
+        forgotten.expect("a catalog");
+    }
+    pair.replica.start();
+    let report = pair.sync(0);
+    assert_eq!(pair.state()["state"], "ready", "{report}");
+    assert_eq!(pair.replica.json(["verify", "acme", "--deep"])["ok"], true);
+}

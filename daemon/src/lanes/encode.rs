@@ -149,7 +149,9 @@ impl Encoder {
     fn pair(&mut self, node: TreeNode) -> Result<(Hash, Hash), EncodeError> {
         let hash = self.hash;
         if let Some(index) = self.tree.pre_order_offset(node) {
-            let bytes = self.pairs.read(index * 64, 64).map_err(|e| failed(hash, e))?;
+            // The bytes can make the tree again, whatever became of it.
+            let lost = |e: io::Error| EncodeError::Damaged { hash, what: format!("its tree cannot be read: {e}") };
+            let bytes = self.pairs.read(index * 64, 64).map_err(lost)?;
             let half = |b: &[u8]| Hash::from_bytes(b.try_into().expect("64 bytes have two halves of 32"));
             return Ok((half(&bytes[..32]), half(&bytes[32..])));
         }

@@ -3,9 +3,12 @@
 //! Invariant: every answer goes through `policy` first, and a refusal says the same words whether a
 //! thing is not here or not granted. Who has no right here makes this site write nothing.
 
+use std::collections::HashSet;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, PoisonError};
 
 use bytes::Bytes;
+use sluice_protocol::api::ApiError;
 use sluice_protocol::card::SiteCard;
 use sluice_protocol::codec::Bytes as CborBytes;
 use sluice_protocol::grants::Right;
@@ -16,9 +19,9 @@ use sluice_protocol::messages::{
     Announce, Message, PairRequest, REFUSED_GRANT, REFUSED_LATER, REFUSED_MESSAGE, Refusal, SpaceNews,
 };
 use sluice_protocol::signed::Signed;
-use sluice_store::blobs::{open_blob, quarantine};
+use sluice_store::blobs::{OpenBlob, open_blob, quarantine};
 use sluice_store::catalog::{CatalogError, Lookup, Role, SiteLookup, StoredTree};
-use sluice_store::chunk::digest_file;
+use sluice_store::chunk::{digest_file, remake_tree};
 use sluice_store::lake::{Lake, Place};
 
 use crate::clock::now_ms;
@@ -41,13 +44,15 @@ pub struct SiteHost {
     follow: Follow,
     leases: Leases,
     served_bytes: AtomicU64,
+    /// Blobs that are being looked at because they could not be served.
+    mending: Mutex<HashSet<BlobHash>>,
 }
 
 impl SiteHost {
     /// A host over the site's catalog and rules.
     pub fn new(site: Site, policy: Policy, follow: Follow) -> Self {
         let leases = Leases::new(site.catalog.clone(), grace_ms(&site.config));
-        Self { site, policy, follow, leases, served_bytes: AtomicU64::new(0) }
+        Self { site, policy, follow, leases, served_bytes: AtomicU64::new(0), mending: Mutex::default() }
     }
 
     /// Bytes that were handed to the network for peers since the start, hash trees included.
@@ -170,7 +175,7 @@ impl SiteHost {
             let Ok(open) = open_blob(&lake, &reader, &space, hash) else { continue };
             let outboard = match open.size {
                 0..=GROUP_BYTES => ServedData::from(vec![]),
-                _ => match reader.open_outboard(hash)? {
+                _ => match self.tree(&space, hash, &open)? {
                     Some(StoredTree::Bytes(bytes)) => ServedData::from(bytes),
                     Some(StoredTree::File(file)) => ServedData::File(file),
                     None => continue,
@@ -182,19 +187,53 @@ impl SiteHost {
         Ok(None)
     }
 
-    fn set_aside(&self, hash: BlobHash) -> Result<(), sluice_protocol::api::ApiError> {
-        let reader = self.site.catalog.read().or_explain()?;
+    /// The tree of a blob; made again when it is gone or cannot be opened.
+    fn tree(&self, space: &SpaceId, hash: &BlobHash, open: &OpenBlob) -> Result<Option<StoredTree>, CatalogError> {
+        let catalog = &self.site.catalog;
+        match catalog.read()?.open_outboard(hash) {
+            Ok(None) | Err(CatalogError::Io { .. }) => {}
+            found => return found,
+        }
+        tracing::warn!(%hash, "the hash tree of a blob is gone: it is made again");
+        match remake_tree(catalog, space, &open.file, open.size, hash) {
+            Ok(true) => catalog.read()?.open_outboard(hash),
+            Ok(false) => {
+                self.damaged(*hash);
+                Ok(None)
+            }
+            Err(e) => {
+                tracing::error!(%hash, error = %e, "the hash tree could not be made again");
+                Ok(None)
+            }
+        }
+    }
+
+    /// What could not be served is looked at whole. Bytes that are not the blob are set aside; when some are,
+    /// they prove themselves against the hash, and the tree is made again from them.
+    fn set_aside(&self, hash: BlobHash) -> Result<(), ApiError> {
+        let catalog = &self.site.catalog;
+        let reader = catalog.read().or_explain()?;
+        let mut remade = false;
         for (space, record) in reader.spaces().or_explain()? {
             let Some(blob) = reader.blob(&space, &hash).or_explain()? else { continue };
             let lake = self.site.lake_of(&record)?;
+            let mut bad = false;
             for at in blob.places {
                 // Only the place that is damaged: another one may still be whole.
                 if is_damaged(&lake, &at.place, blob.size, &hash) {
-                    quarantine(&lake, &self.site.catalog, &space, &hash, &at.place).or_explain()?;
+                    quarantine(&lake, catalog, &space, &hash, &at.place).or_explain()?;
+                    bad = true;
+                } else if !remade && blob.size > GROUP_BYTES {
+                    let file = lake.open_place(&at.place).ok();
+                    remade = file.is_some_and(|f| remake_tree(catalog, &space, &f, blob.size, &hash).unwrap_or(false));
                 }
             }
-            let text = format!("blob {hash} is not what it was; it is not served any more");
-            let logged = self.site.catalog.write(|b| journal::write(b, "damaged", Some(space), None, &text));
+            let text = match bad {
+                true => format!("blob {hash} is not what it was; it is not served any more"),
+                false if remade => format!("the hash tree of blob {hash} was damaged; it was made again"),
+                false => continue,
+            };
+            let logged = catalog.write(|b| journal::write(b, "damaged", Some(space), None, &text));
             logged.or_explain()?;
         }
         Ok(())
@@ -265,9 +304,15 @@ impl Host for SiteHost {
     }
 
     fn damaged(&self, hash: BlobHash) {
+        // Many streams of one blob fail at once; to look at it once is enough.
+        let mending = || self.mending.lock().unwrap_or_else(PoisonError::into_inner);
+        if !mending().insert(hash) {
+            return;
+        }
         tracing::error!(%hash, "bytes at rest do not match their hash");
         if let Err(e) = self.set_aside(hash) {
             tracing::error!(error = %e, "a damaged blob could not be set aside");
         }
+        mending().remove(&hash);
     }
 }

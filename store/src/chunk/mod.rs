@@ -36,6 +36,7 @@ use crate::scan::{Entries, Item, SectionEntries, Skip, What, tables};
 use crate::watch::Watch;
 use digest::Scratch;
 use read::Read;
+pub use read::remake_tree;
 use record::ReadFile;
 
 /// Files up to this length are digested by one thread each, in bytes.

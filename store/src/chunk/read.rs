@@ -149,6 +149,32 @@ impl Run<'_> {
     }
 }
 
+/// Makes the tree of a blob again from its bytes, in one pass over `file`; `false` when the bytes are not
+/// the blob, and nothing is stored then.
+pub fn remake_tree(catalog: &Catalog, space: &SpaceId, file: &File, size: u64, hash: &BlobHash) -> io::Result<bool> {
+    let job = |parallel| Job { reader: file, size, want_chunks: false, window: WINDOW_BYTES, parallel };
+    if outboard_bytes(size) as usize <= INLINE_BYTES_MAX {
+        let mut outboard = memory(size)?;
+        let (found, _) = job(true).run(&mut Scratch::default(), &mut outboard)?;
+        if found == *hash {
+            catalog.write(|b| b.put_outboard(hash, &outboard)).map_err(io::Error::other)?;
+        }
+        return Ok(found == *hash);
+    }
+    let name = format!("{}again-{hash}", partial_prefix(space));
+    let mut sink = Sink { file: TREES.begin(&partial_folder(catalog), &name, FILE_MODE)?, failed: None };
+    match job(true).run(&mut Scratch::default(), &mut sink) {
+        Ok((found, _)) if found == *hash => {}
+        other => {
+            sink.file.abandon()?;
+            return other.map(|_| false);
+        }
+    }
+    settle_outboard(sink.file, &catalog.outboard_path(hash))?;
+    catalog.write(|b| b.outboard_in_file(hash)).map_err(io::Error::other)?;
+    Ok(true)
+}
+
 /// Tells a failure to write the tree from a failure to read the file.
 struct Sink {
     file: Partial,
