@@ -88,7 +88,7 @@ pub fn take_snapshot(
         && let Err(refused) = refuse_losses(site, space, record, before, &chunks)
     {
         // The next round need not read it all again.
-        chunks.give_up(space, &site.catalog).or_explain()?;
+        chunks.give_up(&lake, space, &site.catalog).or_explain()?;
         return Err(refused);
     }
     job.stage("manifest");
@@ -119,7 +119,7 @@ fn read_lake(site: &Site, space: &SpaceId, lake: &Lake, options: &ScanOptions, j
         if !chunks.moved_on() || tries >= CAPTURES_MAX || job.cancelled() {
             return Ok(chunks);
         }
-        earlier = chunks.give_up(space, &site.catalog).or_explain()?;
+        earlier = chunks.give_up(lake, space, &site.catalog).or_explain()?;
         std::thread::sleep(options.retry_wait);
         tries += 1;
     }

@@ -334,6 +334,18 @@ impl Unsynced {
     }
 }
 
+/// The folders above a path, the top last.
+pub(crate) fn ancestors(path: &LakePath) -> Vec<Option<LakePath>> {
+    let mut all = Vec::new();
+    let mut at = path.parent();
+    while let Some(folder) = at {
+        at = folder.parent();
+        all.push(Some(folder));
+    }
+    all.push(None);
+    all
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -105,8 +105,12 @@ pub fn pin(
         Ok(own) => own,
         Err(e) => return Ok(unavailable(e.to_string())),
     };
-    let objects = match Folder::of(own, PINS).and_then(|own| own.make(OBJECTS)) {
-        Ok((objects, _)) => objects,
+    let opened = Folder::of(own, PINS).and_then(|own| {
+        let (objects, _) = own.make(OBJECTS)?;
+        Ok((own, objects))
+    });
+    let (own, objects) = match opened {
+        Ok(both) => both,
         Err(e) if is_refusal(&e) => return Ok(unavailable(e.to_string())),
         Err(e) => return Err(failed(OBJECTS, e)),
     };
@@ -120,6 +124,7 @@ pub fn pin(
         reader,
         options,
         top,
+        own,
         objects,
         clones: true,
         made: vec![],
@@ -163,6 +168,8 @@ struct Pinner<'a> {
     reader: Reader,
     options: PinOptions,
     top: Folder,
+    /// `.sluice`.
+    own: Folder,
     objects: Folder,
     /// Whether the file system may know how to clone.
     clones: bool,
@@ -312,7 +319,7 @@ impl Pinner<'_> {
             let synced = self.objects.open(sub).and_then(|f| f.sync());
             synced.map_err(|e| failed(OBJECTS, e))?;
         }
-        self.objects.sync().map_err(|e| failed(OBJECTS, e))?;
+        self.objects.sync().and_then(|()| self.own.sync()).map_err(|e| failed(OBJECTS, e))?;
         self.catalog.write(|batch| made.iter().try_for_each(|m| record(batch, self.space, m)))?;
         Ok(())
     }

@@ -109,6 +109,7 @@ pub fn manifest(
     }
     let new = pages.take()?;
     drop(reader);
+    record::settle(lake, &chunks.pending)?;
     let annex_hash = catalog.write(|batch| -> Result<BlobHash, CatalogError> {
         let mut lost = chunks.lost.clone();
         lost.extend(record::record(batch, space, &chunks.pending)?);

@@ -83,7 +83,8 @@ impl Chunks {
     }
 
     /// Gives these up for another scan; what was read is committed, so that it is not read again.
-    pub fn give_up(self, space: &SpaceId, catalog: &Catalog) -> Result<Lost, CatalogError> {
+    pub fn give_up(self, lake: &Lake, space: &SpaceId, catalog: &Catalog) -> Result<Lost, CatalogError> {
+        record::settle(lake, &self.pending)?;
         let mut lost = self.lost;
         lost.extend(catalog.write(|batch| record::record(batch, space, &self.pending))?);
         Ok(Lost(lost))
@@ -270,6 +271,7 @@ impl Run<'_> {
         self.files.fetch_add(1, Ordering::Relaxed);
         self.say();
         if !ready.is_empty() {
+            record::settle(self.lake, &ready)?;
             let lost = self.catalog.write(|batch| record::record(batch, self.space, &ready))?;
             self.lock_out().lost.extend(lost);
         }

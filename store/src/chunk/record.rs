@@ -3,12 +3,15 @@
 //! Invariant: after this, the catalog says of each file what its bytes are, where its blob lies, and
 //! has its tree and chunk list; the place that the file's earlier bytes had is gone.
 
+use std::io;
+
 use sluice_protocol::chunks::ChunkList;
 use sluice_protocol::ids::{BlobHash, SpaceId};
 use sluice_protocol::path::LakePath;
 
 use crate::catalog::{Batch, BlobRecord, CatalogError, FileRecord, Located, Lookup};
-use crate::lake::{Fingerprint, Place};
+use crate::durable::{Folder, Unsynced, ancestors};
+use crate::lake::{Fingerprint, Lake, Place};
 use crate::scan::unsettled;
 
 /// Most places that are kept of one blob: a lake may hold the same bytes, or none, a million times.
@@ -45,6 +48,41 @@ impl ReadFile {
         let list = self.list.as_ref().map_or(0, |l| l.chunks.len() * size_of_val(&l.chunks[0]));
         size_of::<Self>() + self.path.as_str().len() + outboard + list
     }
+}
+
+/// Makes what was read durable before anything says so: the customer's program may have synced nothing, and
+/// after a power loss a file of the same length and time would pass for the bytes that were read.
+pub(crate) fn settle(lake: &Lake, files: &[ReadFile]) -> Result<(), CatalogError> {
+    if files.is_empty() {
+        return Ok(());
+    }
+    let mut unsynced = Unsynced::default();
+    for file in files {
+        unsynced.file(&file.path);
+        ancestors(&file.path).into_iter().for_each(|above| unsynced.name_in(above));
+    }
+    let mut sync = || -> io::Result<()> {
+        let top = Folder::of(lake.dir(), "lake")?;
+        match unsynced.flush(&top) {
+            // It went or became something else meanwhile, which the next scan finds.
+            Err(e) if !is_fault(&e) => top.sync_system(),
+            other => other,
+        }
+    };
+    match sync() {
+        // Where nothing can be written, nothing waits to be.
+        Err(e) if e.kind() != io::ErrorKind::ReadOnlyFilesystem && is_fault(&e) => {
+            Err(CatalogError::Io { path: lake.root().to_path_buf(), source: e })
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Whether a failed sync says that bytes may be lost.
+fn is_fault(e: &io::Error) -> bool {
+    use io::ErrorKind::{QuotaExceeded, ReadOnlyFilesystem, StorageFull};
+    let eio = e.raw_os_error() == Some(rustix::io::Errno::IO.raw_os_error());
+    eio || matches!(e.kind(), QuotaExceeded | ReadOnlyFilesystem | StorageFull)
 }
 
 /// Records files that were read. Returns the blobs that thereby lost their last recorded place.

@@ -15,12 +15,13 @@ use sluice_protocol::stages::{Stage, stage_of};
 use super::commit::LiveFolders;
 use super::hands::{Hands, SECTIONS_FOLDER};
 use super::old::{lake_path, section_place};
-use super::place::{self, Blobs, Inodes, Over, Placer};
+use super::place::{Blobs, Inodes, Over, Placer};
 use super::plan::{self, How, Plan, SectionPlan};
 use super::target::link_text;
 use super::{PublishError, PublishedSection};
 use crate::blobs::settle;
 use crate::catalog::{LiveRecord, Lookup};
+use crate::durable::ancestors;
 use crate::verify::entries_of;
 use crate::watch::Watch;
 
@@ -157,14 +158,14 @@ fn other_entry(
     let shown = format!(".sluice/{SECTIONS_FOLDER}/{text}");
     if entry.kind == EntryKind::Folder {
         hands.section_folder(&path)?;
-        placer.made_in(place::ancestors(&path));
+        placer.made_in(ancestors(&path));
         return Ok(());
     }
     let target = entry.target.as_deref().unwrap_or(".");
     let target = link_text(s.section.path.as_ref(), &entry.path, target)?;
     let parent = path.parent().expect("a section folder is above");
     let parent = hands.section_folder(&parent)?;
-    placer.made_in(place::ancestors(&path));
+    placer.made_in(ancestors(&path));
     let failed = |e| hands.failed(&shown, e);
     if parent.look(path.file_name()).map_err(failed)?.is_some() {
         if parent.read_link(path.file_name()).is_ok_and(|text| text == target) {

@@ -17,7 +17,7 @@ use super::PublishError;
 use super::hands::{GENERATIONS_FOLDER, Hands, LIVE_LINK, SECTIONS_FOLDER};
 use super::plan::{SectionPlan, top_text};
 use super::target::generation_link_text;
-use crate::durable::{Folder, Kind, Unsynced};
+use crate::durable::{Folder, Kind, Unsynced, ancestors};
 use crate::verify::relative;
 
 const NEXT_LIVE: &str = "live.next";
@@ -64,7 +64,7 @@ fn note_folders(unsynced: &mut Unsynced, number: &str, s: &SectionPlan<'_>) -> R
     let named = |text: String| LakePath::parse(&text).map_err(|source| PublishError::Path { path: text, source });
     let mut note = |path: &str| -> Result<(), PublishError> {
         let inside = named(format!("{number}/{path}"))?;
-        super::place::ancestors(&inside).into_iter().for_each(|above| unsynced.name_in(above));
+        ancestors(&inside).into_iter().for_each(|above| unsynced.name_in(above));
         Ok(())
     };
     if let Some(path) = &s.section.path {

@@ -23,7 +23,7 @@ use super::old::section_place;
 use crate::blobs::{Fit, compare, prove_place};
 use crate::catalog::{Located, Lookup, Reader};
 use crate::disk;
-use crate::durable::{Folder, Unsynced};
+use crate::durable::{Folder, Unsynced, ancestors};
 use crate::lake::{Fingerprint, Lake, Place};
 use crate::staging::{is_staged, part_name};
 
@@ -418,16 +418,4 @@ pub(super) fn copy_bytes(from: &File, to: &File, size: u64, hash: &BlobHash) -> 
 fn below_sections(place: &Place) -> Option<LakePath> {
     let Place::Own(path) = place else { return None };
     LakePath::parse(path.as_str().strip_prefix(SECTIONS_FOLDER)?.strip_prefix('/')?).ok()
-}
-
-/// The folders above a path, the top last.
-pub(super) fn ancestors(path: &LakePath) -> Vec<Option<LakePath>> {
-    let mut all = Vec::new();
-    let mut at = path.parent();
-    while let Some(folder) = at {
-        at = folder.parent();
-        all.push(Some(folder));
-    }
-    all.push(None);
-    all
 }

@@ -6,6 +6,7 @@
 mod errors;
 mod image;
 mod power;
+mod power_owner;
 #[path = "../replica_world/mod.rs"]
 mod replica_world;
 

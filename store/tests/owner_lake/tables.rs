@@ -246,7 +246,7 @@ fn a_table_that_moves_on_between_capture_and_reading_is_captured_again() {
     }))];
     let chunks = world.chunk(&Silent);
     assert!(chunks.moved_on());
-    let lost = chunks.give_up(&SPACE, &world.catalog).unwrap();
+    let lost = chunks.give_up(&world.lake, &SPACE, &world.catalog).unwrap();
     let chunks = world.chunk(&Silent).after(lost);
     assert!(!chunks.moved_on());
     let second = snapshot::manifest(&world.lake, &SPACE, &world.catalog, chunks, &Silent).unwrap();
