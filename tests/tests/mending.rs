@@ -2,12 +2,16 @@
 
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use serde_json::Value;
 use sluice_protocol::path::LakePath;
 use sluice_store::catalog::{Catalog, FileRecord, Located, Lookup, SiteLookup};
 use sluice_store::lake::Lake;
-use sluice_tests::{Joined, Site, World};
+use sluice_tests::{Joined, Site, World, wait};
+
+/// Following mends at once, and after a failure within a few seconds; the machine may be busy.
+const MENDED_WITHIN: Duration = Duration::from_secs(60);
 
 /// An owner and a replica of one small lake.
 struct Pair {
@@ -127,6 +131,53 @@ fn rot_in_a_replica_is_found_by_reading_and_only_the_bad_part_is_fetched() {
     assert!(sync["bytes_moved"].as_u64().is_some_and(|n| n < 600 * 1024), "of 4 MiB: {sync}");
     assert_eq!(pair.read("raw/big.bin"), std::fs::read(pair.source.join("raw/big.bin")).expect("there"));
     assert_eq!(pair.replica.json(["verify", "acme", "--deep"])["ok"], true);
+}
+
+/// A replica that follows, and asks by no timer.
+fn let_follow(replica: &mut Site) {
+    replica.stop();
+    replica.set("SLUICE__FOLLOW__ENABLED", "true");
+    replica.set("SLUICE__FOLLOW__POLL_S", "86400");
+    replica.start();
+}
+
+#[test]
+fn following_mends_what_was_found_missing_or_damaged_and_no_edit() {
+    let mut pair = pair();
+    let_follow(&mut pair.replica);
+    rot(&mut pair.replica, &pair.copy, "raw/big.bin");
+    pair.replica.run(["verify", "acme", "--deep"]).expect_code(3);
+    let good = std::fs::read(pair.source.join("raw/big.bin")).expect("there");
+    wait::until("the damaged file to be whole", MENDED_WITHIN, || (pair.read("raw/big.bin") == good).then_some(()));
+    std::fs::remove_file(pair.copy.join("README.md")).expect("published");
+    pair.edit("prompts/p.md", b"mine");
+    pair.replica.run(["verify", "acme"]).expect_code(3);
+    wait::until("the file to come back", MENDED_WITHIN, || pair.copy.join("README.md").exists().then_some(()));
+    assert_eq!(pair.read("prompts/p.md"), b"mine", "an edit is a person's");
+    let diverged = pair.state()["diverged"].clone();
+    assert_eq!((&diverged[0]["section"], &diverged[1]), (&"prompts".into(), &Value::Null), "{diverged}");
+}
+
+#[test]
+fn following_tries_again_while_nobody_has_the_bytes() {
+    let mut pair = pair();
+    let_follow(&mut pair.replica);
+    for (site, lake) in [(&mut pair.owner, &pair.source), (&mut pair.replica, &pair.copy)] {
+        rot(site, lake, "raw/big.bin");
+        site.run(["verify", "acme", "--deep"]).expect_code(3);
+    }
+    let alerts = || pair.replica.json(["status"])["alerts"].to_string();
+    let told = wait::until("an alert", MENDED_WITHIN, || Some(alerts()).filter(|a| a.contains("cannot be followed")));
+    assert!(told.contains("raw/big.bin"), "{told}");
+    // Put back at the owner, which tells nobody.
+    let mut whole = pair.read("raw/big.bin");
+    let middle = whole.len() / 2;
+    whole[middle] ^= 4;
+    std::fs::write(pair.source.join("new"), &whole).expect("ours");
+    std::fs::rename(pair.source.join("new"), pair.source.join("raw/big.bin")).expect("ours");
+    pair.snapshot();
+    wait::until("the file to be whole", MENDED_WITHIN, || (pair.read("raw/big.bin") == whole).then_some(()));
+    wait::until("the alert to go", MENDED_WITHIN, || (!alerts().contains("cannot be followed")).then_some(()));
 }
 
 #[test]

@@ -135,6 +135,11 @@ impl Follow {
         }
     }
 
+    /// Something published was found missing or damaged: it is fetched again without waiting for the poll.
+    pub fn hurt(&self, space: &SpaceId) {
+        self.bell(space).ring(None);
+    }
+
     /// A peer spoke: whoever waits to reach it again need not wait any longer.
     pub fn heard_of(&self, from: SiteId) {
         let spaces = self.0.site.catalog.read().and_then(|r| r.spaces()).unwrap_or_default();

@@ -1,14 +1,16 @@
 //! A replica comes along: it asks now and then, and at once when it hears of something new.
 //!
 //! Invariant: one round at a time for a space; what is heard during a round leads to one more. Asking
-//! changes nothing and takes no job; only a version that is not live here does.
+//! changes nothing and takes no job; only a version that is not live here does, or a live one of which
+//! something is missing or damaged. What was changed by hand is left to a person, as by `sync`.
 
 use std::sync::Weak;
 use std::time::Duration;
 
 use sluice_protocol::api::{ApiError, Failure};
+use sluice_protocol::head::Head;
 use sluice_protocol::ids::{SiteId, SpaceId};
-use sluice_store::catalog::{Lookup, SiteLookup, SpaceRecord};
+use sluice_store::catalog::{LiveRecord, LiveSection, Lookup, SiteLookup, SpaceRecord};
 use sluice_store::watch::Silent;
 
 use super::pace::Failing;
@@ -65,7 +67,7 @@ async fn round(
     let outcome = come_along(follow, node, space, record, bell).await.unwrap_or_else(|e| match e {
         Failed::Asking(e) => Round::Bad(how(&e), e.explain()),
         Failed::Coming(e) if e.failure == Failure::Incomplete => Round::Bad(Failing::Away, e),
-        Failed::Coming(e) => Round::Bad(Failing::Wrong, e),
+        Failed::Coming(e) | Failed::Mending(e) => Round::Bad(Failing::Wrong, e),
     });
     (name, outcome)
 }
@@ -73,6 +75,8 @@ async fn round(
 enum Failed {
     Asking(SyncError),
     Coming(ApiError),
+    /// What is damaged here did not come: perhaps nobody has it. Each try looks through all that is published.
+    Mending(ApiError),
 }
 
 async fn come_along(
@@ -104,8 +108,7 @@ async fn come_along(
     };
     let (source, head) = asked.map_err(Failed::Asking)?;
     let live = site.catalog.read().and_then(|r| r.live(space)).or_explain().map_err(Failed::Coming)?;
-    // One that a person holds at another version is not moved.
-    if record.held.is_some() || live.is_some_and(|l| l.snapshot == head.manifest) {
+    if !is_wanted(&record, live.as_ref(), &head) {
         return Ok(Round::Good);
     }
     let Some(job) = node.jobs().begin_automatic(&record.name, "ask") else {
@@ -117,15 +120,29 @@ async fn come_along(
         return Ok(Round::Again);
     };
     let stored = site.catalog.read().and_then(|r| r.space(space)).or_explain().map_err(Failed::Coming)?;
-    if stored.is_none_or(|stored| stored.held.is_some()) {
-        // A person decided while the question was on its way.
+    let live = site.catalog.read().and_then(|r| r.live(space)).or_explain().map_err(Failed::Coming)?;
+    if stored.is_none_or(|stored| !is_wanted(&stored, live.as_ref(), &head)) {
+        // A person decided, or brought it, while the question was on its way.
         return Ok(Round::Again);
     }
     prefer(&mut record, source.peer().site());
     drop(source);
-    let sync = node.sync_with(space, &record, false, None, &job).await.map_err(Failed::Coming)?;
-    tracing::info!(space = %record.name, snapshot = %sync.snapshot.short(), seq = sync.seq, moved = sync.bytes_moved, "came along");
+    let failed = if is_newer(&record, live.as_ref(), &head) { Failed::Coming } else { Failed::Mending };
+    let sync = node.sync_with(space, &record, false, None, &job).await.map_err(failed)?;
+    let (snapshot, moved) = (sync.snapshot.short(), sync.bytes_moved);
+    tracing::info!(space = %record.name, %snapshot, seq = sync.seq, moved, mended = sync.mended, "came along");
     Ok(Round::Good)
+}
+
+/// Whether there is anything to bring: a newer version, or what is missing or damaged of the live one.
+fn is_wanted(record: &SpaceRecord, live: Option<&LiveRecord>, newest: &Head) -> bool {
+    let hurt = live.is_some_and(|l| l.sections.iter().any(LiveSection::is_remade));
+    hurt || is_newer(record, live, newest)
+}
+
+/// Whether there is a newer version, and no person holds the copy where it is.
+fn is_newer(record: &SpaceRecord, live: Option<&LiveRecord>, newest: &Head) -> bool {
+    record.held.is_none() && live.is_none_or(|l| l.snapshot != newest.manifest)
 }
 
 /// Asks this site first.

@@ -235,6 +235,7 @@ impl SiteHost {
             };
             let logged = catalog.write(|b| journal::write(b, "damaged", Some(space), None, &text));
             logged.or_explain()?;
+            self.follow.hurt(&space);
         }
         Ok(())
     }

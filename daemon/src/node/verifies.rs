@@ -13,6 +13,7 @@ use sluice_store::blobs::{Fit, open_blob, quarantine};
 use sluice_store::catalog::{Role, SpaceRecord};
 use sluice_store::chunk::digest_file;
 use sluice_store::lake::Lake;
+use sluice_store::publish::look_over;
 use sluice_store::verify::verify_live;
 use sluice_store::watch::Watch;
 
@@ -51,6 +52,9 @@ impl SiteNode {
             Role::Replica => published(&site, &space, &record, deep, &job),
         })
         .await?;
+        if !found.problems.is_empty() {
+            self.follow.hurt(&space);
+        }
         Ok(VerifyReport {
             space: name.to_string(),
             snapshot,
@@ -104,10 +108,14 @@ impl Found {
 fn published(site: &Site, space: &SpaceId, record: &SpaceRecord, deep: bool, job: &Job) -> Result<Found, ApiError> {
     let lake = site.lake_of(record)?;
     let report = verify_live(&lake, &site.catalog, space, deep, &site.readers, job).or_explain()?;
-    // Nothing may serve or reuse what rotted; the next sync mends it.
+    // Nothing may serve or reuse what rotted; the next sync, or following, mends it.
     for rotten in &report.rotten {
         quarantine(&lake, &site.catalog, space, &rotten.hash, &rotten.place).or_explain()?;
         note_damage(site, space, &format!("`{}` is damaged; it is not served any more", rotten.place))?;
+    }
+    if !report.problems.is_empty() {
+        // So that what is missing is known, and following brings it back.
+        look_over(&lake, &site.catalog, space).or_explain()?;
     }
     let problems = report.problems.into_iter();
     let problems = problems
