@@ -37,6 +37,8 @@ const GENERATIONS_MAX: usize = 10_000;
 const SNAPSHOTS_MAX: usize = 100_000;
 /// Longest grace, in hours: ten years.
 const GRACE_HOURS_MAX: usize = 87_600;
+/// Longest time for which what lies aside stays, in days.
+const ASIDE_DAYS_MAX: usize = 36_500;
 /// Most threads that may read and hash.
 const THREADS_MAX: usize = 1024;
 
@@ -219,11 +221,15 @@ pub struct Retention {
     pub snapshots: usize,
     /// Hours for which a version stays that a peer was fetching.
     pub grace_h: usize,
+    /// Days for which the losing side of a decision stays; 0 is for ever.
+    pub kept_days: usize,
+    /// Days for which damaged bytes stay; 0 is for ever.
+    pub quarantine_days: usize,
 }
 
 impl Default for Retention {
     fn default() -> Self {
-        Self { snapshots: 10, grace_h: 24 }
+        Self { snapshots: 10, grace_h: 24, kept_days: 90, quarantine_days: 30 }
     }
 }
 
@@ -342,6 +348,8 @@ impl Config {
         within("follow.poll_s", self.follow.poll_s as usize, TIMER_S_MAX)?;
         within("retention.snapshots", self.retention.snapshots, SNAPSHOTS_MAX)?;
         within("retention.grace_h", self.retention.grace_h, GRACE_HOURS_MAX)?;
+        within("retention.kept_days", self.retention.kept_days.max(1), ASIDE_DAYS_MAX)?;
+        within("retention.quarantine_days", self.retention.quarantine_days.max(1), ASIDE_DAYS_MAX)?;
         within("scan.threads", (self.scan.threads as usize).max(1), THREADS_MAX)?;
         if let Err(e) = self.log.level.parse::<tracing_subscriber::filter::Targets>() {
             let key = "log.level";

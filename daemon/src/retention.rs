@@ -23,7 +23,14 @@ const HOUR_MS: u64 = 3_600_000;
 
 /// What is kept as of now.
 pub fn retention(config: &Config) -> Retention {
-    Retention { snapshots: config.retention.snapshots, grace_ms: grace_ms(config), now_ms: now_ms() }
+    let days = |days: usize| (days > 0).then(|| (days as u64).saturating_mul(24 * HOUR_MS));
+    Retention {
+        snapshots: config.retention.snapshots,
+        grace_ms: grace_ms(config),
+        kept_ms: days(config.retention.kept_days),
+        quarantine_ms: days(config.retention.quarantine_days),
+        now_ms: now_ms(),
+    }
 }
 
 /// How long a lease lasts, in milliseconds.

@@ -9,6 +9,10 @@ pub const PATH_BYTES_MAX: usize = 4096;
 pub const PATH_NAME_BYTES_MAX: usize = 255;
 /// Most names in a path.
 pub const PATH_DEPTH_MAX: usize = 128;
+/// Deepest nesting of folders that are removed from what lies aside.
+pub const ASIDE_DEPTH_MAX: usize = 256;
+/// Names in each folder of what lies aside that `status` counts.
+pub const ASIDE_NAMES_SHOWN_MAX: u64 = 10_000;
 /// Longest target of a symbolic link, in bytes.
 pub const LINK_TARGET_BYTES_MAX: usize = 4096;
 

@@ -1,10 +1,10 @@
 //! `sluice gc`: takes away what no kept version needs.
 
 use clap::Args;
-use sluice_protocol::api::{GcReport, Gone, Operation};
+use sluice_protocol::api::{AsideInfo, GcReport, Gone, Operation};
 
 use super::context::Context;
-use super::output::{clean, count, mib};
+use super::output::{clean, count, mib, now_ms, since};
 use super::{Ended, Result};
 
 /// Remove what no kept version needs; the daemon does it once a day by itself
@@ -25,6 +25,17 @@ impl Gc {
     }
 }
 
+/// What lies aside; nothing when nothing does.
+pub(super) fn aside(space: &str, kept: &AsideInfo, quarantined: &AsideInfo, now_ms: u64) -> String {
+    let line = |a: &AsideInfo, what: &str| {
+        let Some(oldest) = a.oldest_ms else { return String::new() };
+        let least = if a.more { "at least " } else { "" };
+        let files = count(a.files, "file", "files");
+        format!("  {}: {least}{files}, {}, {what}, the oldest {}\n", clean(space), mib(a.bytes), since(oldest, now_ms))
+    };
+    line(kept, "in .sluice/kept") + &line(quarantined, "in .sluice/quarantine")
+}
+
 fn text(r: &GcReport) -> String {
     let went = if r.dry_run { "would go" } else { "went" };
     let gone = |g: &Gone| {
@@ -41,6 +52,10 @@ fn text(r: &GcReport) -> String {
             versions(s.versions),
             gone(&s.gone)
         ));
+        out.push_str(&aside(&s.space, &s.kept_aside, &s.quarantined, now_ms()));
+        if s.aside_files > 0 {
+            out.push_str(&format!("  {} of it {went}, by their age\n", count(s.aside_files, "file", "files")));
+        }
     }
     out.push_str(&format!("shared by all spaces: {}\n", gone(&r.shared)));
     out

@@ -7,6 +7,7 @@ use clap::Args;
 use sluice_protocol::api::{self, Alert, JobInfo, Operation, PeerInfo, Role, SpaceInfo, SpaceState};
 
 use super::context::Context;
+use super::gc::aside;
 use super::output::{Table, ago, clean, count, mib, now_ms, since};
 use super::resolve::diverged;
 use super::{Ended, Result, output};
@@ -127,6 +128,7 @@ pub(super) fn spaces(spaces: &[SpaceInfo], now_ms: u64) -> String {
             skipped.push_str(&format!("! {}: held at {}, number {}\n", clean(&s.name), h.snapshot.short(), h.seq));
         }
         skipped.push_str(&diverged(&s.name, &s.diverged));
+        skipped.push_str(&aside(&s.name, &s.kept_aside, &s.quarantined, now_ms));
         if !s.skipped.is_empty() {
             let paths = count(s.skipped.len() as u64, "path is", "paths are");
             skipped.push_str(&format!(

@@ -5,10 +5,10 @@
 
 use std::sync::Arc;
 
-use sluice_protocol::api::{ApiError, Failure, GcReport, Gone, ProgressSink, SpaceGc};
+use sluice_protocol::api::{ApiError, AsideInfo, Failure, GcReport, Gone, ProgressSink, SpaceGc};
 use sluice_protocol::ids::SpaceId;
 use sluice_store::catalog::{Lookup, SiteLookup, SpaceRecord};
-use sluice_store::gc::{Collected, collect, collect_home};
+use sluice_store::gc::{Aside, Collected, collect, collect_home};
 use sluice_store::watch::Watch;
 
 use super::SiteNode;
@@ -117,8 +117,8 @@ fn one(site: &Site, space: &SpaceId, record: &SpaceRecord, dry_run: bool, job: &
     let collected = collect(&lake, space, &site.catalog, &retention(&site.config), dry_run).or_explain()?;
     if !dry_run {
         let text = format!(
-            "{} versions, {} rows and {} files went, {} bytes",
-            collected.versions, collected.rows, collected.files, collected.bytes
+            "{} versions, {} rows and {} files went, {} of them from what lay aside; {} bytes",
+            collected.versions, collected.rows, collected.files, collected.aside_files, collected.bytes
         );
         let noted = site.catalog.write(|b| {
             b.put_setting(&key(space), &now_ms().to_le_bytes())?;
@@ -133,8 +133,21 @@ fn one(site: &Site, space: &SpaceId, record: &SpaceRecord, dry_run: bool, job: &
             job.note(text);
         }
     }
-    let Collected { kept, versions, .. } = collected;
-    Ok(SpaceGc { space: record.name.clone(), kept, versions, gone: gone(collected) })
+    let Collected { kept, versions, aside, aside_files, .. } = collected;
+    Ok(SpaceGc {
+        space: record.name.clone(),
+        kept,
+        versions,
+        gone: gone(collected),
+        kept_aside: aside_info(&aside.kept),
+        quarantined: aside_info(&aside.quarantine),
+        aside_files,
+    })
+}
+
+/// What lies aside, for a person.
+pub(super) fn aside_info(aside: &Aside) -> AsideInfo {
+    AsideInfo { files: aside.files, bytes: aside.bytes, oldest_ms: aside.oldest_ms, more: aside.more }
 }
 
 /// What no space needs any more. `own` is the space whose job this is part of.

@@ -12,16 +12,18 @@ use sluice_protocol::api::{
 use sluice_protocol::codec::Bytes;
 use sluice_protocol::grants::{Genesis, Grant, GrantSet, Right, check_space_name};
 use sluice_protocol::ids::SpaceId;
-use sluice_protocol::limits::TICKET_LIFE_MS;
+use sluice_protocol::limits::{ASIDE_NAMES_SHOWN_MAX, TICKET_LIFE_MS};
 use sluice_protocol::manifest::History;
 use sluice_protocol::messages::{Message, PairRequest, SpaceNews};
 use sluice_protocol::signed::Signed;
 use sluice_protocol::ticket::{Ticket, phrase};
 use sluice_store::catalog::{CatalogError, Lookup, Reader, Role, SiteLookup, SpaceRecord};
+use sluice_store::gc::lying_aside;
 use sluice_store::lake::Lake;
 use sluice_store::publish;
 use sluice_store::watch::Watch;
 
+use super::gc::aside_info;
 use super::resolves::diverged;
 use super::{SiteNode, usage};
 use crate::clock::{now_ms, rfc3339};
@@ -334,6 +336,9 @@ impl SiteNode {
         let totals = shown.map(|id| reader.snapshot(space, &id)).transpose().or_explain()?.flatten();
         let diverged = diverged(live.as_ref());
         let held = self.held_at(reader, space, record)?;
+        // A lake that is not there now has nothing to show.
+        let lake = self.site.lake_of(record).ok();
+        let aside = lake.and_then(|lake| lying_aside(&lake, ASIDE_NAMES_SHOWN_MAX).ok()).unwrap_or_default();
         let is_held = held.as_ref().map(|h| h.snapshot);
         let state = if self.jobs.is_busy(&record.name) {
             SpaceState::Busy
@@ -364,6 +369,8 @@ impl SiteNode {
             follow: self.follow.info(reader, space, record).or_explain()?,
             diverged,
             held,
+            kept_aside: aside_info(&aside.kept),
+            quarantined: aside_info(&aside.quarantine),
         })
     }
 

@@ -112,6 +112,25 @@ pub struct SpaceInfo {
     /// The version that a replica is held at, instead of the newest.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub held: Option<HeldAt>,
+    /// The losing sides of decisions that lie in `.sluice/kept`.
+    #[serde(default)]
+    pub kept_aside: AsideInfo,
+    /// Damaged bytes that lie in `.sluice/quarantine`.
+    #[serde(default)]
+    pub quarantined: AsideInfo,
+}
+
+/// What lies below `.sluice` for people: the losing sides of decisions, or damaged bytes.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AsideInfo {
+    pub files: u64,
+    pub bytes: u64,
+    /// Since when the oldest file lies there.
+    #[serde(default)]
+    pub oldest_ms: Option<TimeMs>,
+    /// There is more than was counted.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub more: bool,
 }
 
 /// How a space is followed.
@@ -421,6 +440,14 @@ pub struct SpaceGc {
     pub versions: u64,
     #[serde(flatten)]
     pub gone: Gone,
+    /// What lay in `.sluice/kept` before; `aside_files` of it and of the quarantine went.
+    #[serde(default)]
+    pub kept_aside: AsideInfo,
+    /// What lay in `.sluice/quarantine` before.
+    #[serde(default)]
+    pub quarantined: AsideInfo,
+    #[serde(default)]
+    pub aside_files: u64,
 }
 
 #[derive(Debug, Clone, Copy, Default, Serialize, Deserialize)]

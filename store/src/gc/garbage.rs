@@ -160,8 +160,8 @@ impl Garbage {
             kept: roots.manifests.len() as u64,
             versions: self.metas.iter().filter(went).count() as u64,
             rows: rows as u64,
-            files: 0,
             bytes: self.metas.iter().map(|(_, bytes)| bytes).sum(),
+            ..Collected::default()
         }
     }
 }

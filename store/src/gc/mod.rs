@@ -8,6 +8,7 @@
 //! Invariant: whatever a root reaches is there afterwards as it was before. Where it cannot be known
 //! what a root reaches, nothing is removed.
 
+mod aside;
 mod garbage;
 mod home;
 mod lease;
@@ -25,11 +26,13 @@ use crate::catalog::{Catalog, CatalogError};
 use crate::durable::Folder;
 use crate::lake::{Lake, LakeError};
 use crate::pins::{self, PinError};
+use crate::publish;
 use crate::staging::{STAGING_FOLDER, Staging, StagingError};
 use garbage::Garbage;
 use marks::Marks;
 use roots::Roots;
 
+pub use aside::{Aside, LyingAside, lying_aside};
 pub use home::{Alone, collect_home};
 pub use lease::lease;
 
@@ -40,6 +43,10 @@ pub struct Retention {
     pub snapshots: usize,
     /// How old a value that nobody names must be, in milliseconds.
     pub grace_ms: u64,
+    /// How long the losing side of a decision stays, in milliseconds; none is for ever.
+    pub kept_ms: Option<u64>,
+    /// How long damaged bytes stay, in milliseconds; none is for ever.
+    pub quarantine_ms: Option<u64>,
     /// Now, in milliseconds since the Unix epoch.
     pub now_ms: u64,
 }
@@ -57,6 +64,10 @@ pub struct Collected {
     pub files: u64,
     /// Bytes that are free again: values and files. A pin frees its bytes when no other name of the file is left.
     pub bytes: u64,
+    /// Of the files, those that lay aside for people.
+    pub aside_files: u64,
+    /// What lay aside, before any of it went.
+    pub aside: LyingAside,
 }
 
 impl Collected {
@@ -67,6 +78,16 @@ impl Collected {
         self.rows += other.rows;
         self.files += other.files;
         self.bytes += other.bytes;
+        self.aside_files += other.aside_files;
+    }
+
+    fn lay_aside(&mut self, lying: LyingAside, old: &[aside::Old]) {
+        self.aside = lying;
+        for entry in old {
+            self.files += entry.aside.files;
+            self.aside_files += entry.aside.files;
+            self.bytes += entry.aside.bytes;
+        }
     }
 }
 
@@ -103,9 +124,12 @@ pub fn collect(
     let mut marks = Marks::default();
     marks.add(&reader, space, &roots)?;
     let mut garbage = Garbage::find(lake, &reader, space, &roots, &mut marks)?;
+    let unfinished = publish::unfinished_aside(&reader, space)?;
     drop(reader);
+    let (lying, old) = aside::old(lake, retention, &unfinished)?;
     if dry_run {
         let mut would = garbage.collected(&roots);
+        would.lay_aside(lying, &old);
         let (files, bytes) = pins::freed_by(lake, &garbage.pins)?;
         would.files += files;
         would.bytes += bytes;
@@ -127,6 +151,9 @@ pub fn collect(
         collected.files += Staging::open(lake, *space, catalog)?.sweep(&|_| false)?;
         collected.bytes += before.saturating_sub(staged_bytes(lake)?);
     }
+    // Last: what a person's hand made hard to remove must not keep the rest.
+    aside::remove(lake, &old)?;
+    collected.lay_aside(lying, &old);
     Ok(collected)
 }
 

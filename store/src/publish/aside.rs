@@ -7,6 +7,7 @@
 //! Invariant: a file is moved only after the version without it is live, and it lies at one of its two
 //! names at every moment. Stopped anywhere, the next run does the rest.
 
+use std::collections::BTreeSet;
 use std::io;
 
 use sluice_protocol::codec::{Dec, Enc, Wire};
@@ -91,6 +92,19 @@ fn load(reader: &impl Lookup, space: &SpaceId) -> Result<Vec<Move>, CatalogError
         Some(raw) if !raw.is_empty() => Ok(Moves::get(&mut Dec::new(&raw))?.all),
         _ => Ok(vec![]),
     }
+}
+
+/// Entries below `.sluice/kept` and `.sluice/quarantine`, as `kept/NAME`, that a decision or a move names
+/// which is not carried out yet.
+pub(crate) fn unfinished(reader: &impl Lookup, space: &SpaceId) -> Result<BTreeSet<String>, CatalogError> {
+    let live = reader.live(space)?;
+    let decided = live.iter().flat_map(|l| &l.sections).filter_map(|s| s.gives_way.as_ref());
+    let mut all: BTreeSet<String> = decided.flat_map(|kept| [kept.clone(), format!("{kept}.top")]).collect();
+    for m in load(reader, space)? {
+        let mut names = m.to.split('/').skip(1);
+        all.extend(names.next().zip(names.next()).map(|(folder, name)| format!("{folder}/{name}")));
+    }
+    Ok(all)
 }
 
 /// Does what is still to be done; returns how many files were moved.

@@ -47,6 +47,7 @@ use intent::{Intent, IntentSection, Spoiled};
 use plan::{Plan, SectionPlan};
 
 pub use aside::KEPT_FOLDER;
+pub(crate) use aside::unfinished as unfinished_aside;
 pub use cleanup::Cleaned;
 pub(crate) use cleanup::in_section;
 pub(crate) use commit::{live_annex, set_live_annex};

@@ -12,7 +12,7 @@ use crate::gc::{GcError, Retention, collect, collect_home};
 const HOUR: u64 = 3_600_000;
 
 fn keep_all(now_ms: u64) -> Retention {
-    Retention { snapshots: 100, grace_ms: 24 * HOUR, now_ms }
+    Retention { snapshots: 100, grace_ms: 24 * HOUR, kept_ms: None, quarantine_ms: None, now_ms }
 }
 
 fn files_in(model: &Model, folder: &str) -> usize {
@@ -94,7 +94,7 @@ fn where_a_page_is_damaged_nothing_is_removed() {
     // As if a bit had flipped in the row: the bytes are not what the hash says.
     catalog.write(|b| b.put(Table::Meta, &[space.0, section_page.0].concat(), b"\0other bytes")).unwrap();
     let before = (model.owner.keys(Table::Meta), model.owner.pins());
-    let only_newest = Retention { snapshots: 1, grace_ms: 0, now_ms: model.now };
+    let only_newest = Retention { snapshots: 1, grace_ms: 0, ..keep_all(model.now) };
     let refused = collect(&model.owner.lake, &space, &catalog, &only_newest, false);
     assert!(matches!(refused, Err(GcError::Unreadable { .. })), "{refused:?}");
     assert_eq!((model.owner.keys(Table::Meta), model.owner.pins()), before);

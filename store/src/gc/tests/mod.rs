@@ -3,6 +3,7 @@
 //! Invariant under test: whatever a root or a lease reaches can be read and hashes right, nothing
 //! arrives twice, and once grace has passed nothing else is left.
 
+mod aside;
 mod beside;
 mod model;
 mod world;

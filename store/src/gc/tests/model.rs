@@ -330,7 +330,8 @@ impl Model {
     }
 
     fn collect(&mut self, twice: bool) {
-        let retention = Retention { snapshots: KEEP, grace_ms: GRACE, now_ms: self.now };
+        let retention =
+            Retention { snapshots: KEEP, grace_ms: GRACE, kept_ms: None, quarantine_ms: None, now_ms: self.now };
         for site in [&self.owner, self.replica()] {
             run(site, &retention, twice);
         }

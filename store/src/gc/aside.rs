@@ -1,0 +1,204 @@
+//! What lies aside for people, `.sluice/kept` and `.sluice/quarantine`: how much, since when, and what is
+//! old enough to go.
+//!
+//! An entry is what one decision set aside, or one damaged file. It is as old as the newest change time
+//! in it: a rename sets that, and no tool can set it back.
+//!
+//! Invariant: no link is followed and no other file system is entered; an entry goes whole, and only
+//! when nothing unfinished names it. What cannot be read to its end stays.
+
+use std::collections::BTreeSet;
+use std::io;
+use std::path::PathBuf;
+
+use sluice_protocol::limits::ASIDE_DEPTH_MAX;
+use sluice_protocol::path::OWN_FOLDER;
+
+use super::{GcError, Retention};
+use crate::blobs::QUARANTINE_FOLDER;
+use crate::durable::{Folder, Kind, Seen};
+use crate::lake::Lake;
+use crate::publish::KEPT_FOLDER;
+
+/// Bits of a folder that must be set to empty it.
+const OWNERS_BITS: u32 = 0o700;
+
+/// What lies in one of the two folders.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Aside {
+    pub files: u64,
+    /// Bytes of all files.
+    pub bytes: u64,
+    /// Change time of the oldest file, in milliseconds since the Unix epoch; none when nothing is there.
+    pub oldest_ms: Option<u64>,
+    /// There is more than was looked at.
+    pub more: bool,
+}
+
+/// The two folders.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct LyingAside {
+    /// The losing sides of decisions.
+    pub kept: Aside,
+    /// Damaged bytes.
+    pub quarantine: Aside,
+}
+
+/// What is found below one entry.
+#[derive(Default)]
+struct Tree {
+    aside: Aside,
+    newest_ms: u64,
+    /// Something in it cannot be told: a strange name, another file system, too deep.
+    unclear: bool,
+}
+
+impl Tree {
+    fn note(&mut self, seen: &Seen) {
+        let changed_ms = u64::try_from(seen.print.ctime_ns / 1_000_000).unwrap_or(0);
+        self.newest_ms = self.newest_ms.max(changed_ms);
+        self.aside.files += 1;
+        self.aside.bytes += if seen.kind == Kind::File { seen.print.size } else { 0 };
+        self.aside.oldest_ms = Some(self.aside.oldest_ms.map_or(changed_ms, |o| o.min(changed_ms)));
+    }
+}
+
+impl Aside {
+    fn add(&mut self, other: &Aside) {
+        self.files += other.files;
+        self.bytes += other.bytes;
+        self.oldest_ms = self.oldest_ms.into_iter().chain(other.oldest_ms).min();
+        self.more |= other.more;
+    }
+}
+
+/// An entry that may go.
+pub(super) struct Old {
+    folder: &'static str,
+    name: String,
+    pub aside: Aside,
+}
+
+/// Counts what lies aside in a lake; looks at `names_max` names in each folder at most.
+pub fn lying_aside(lake: &Lake, names_max: u64) -> Result<LyingAside, GcError> {
+    let count = |name| each_entry(lake, name, names_max, &mut |_, _| {});
+    Ok(LyingAside { kept: count(KEPT_FOLDER)?, quarantine: count(QUARANTINE_FOLDER)? })
+}
+
+/// What lies aside, and which entries are older than they are kept. `unfinished` names entries, as
+/// `kept/NAME`, that stay whatever their age.
+pub(super) fn old(
+    lake: &Lake,
+    retention: &Retention,
+    unfinished: &BTreeSet<String>,
+) -> Result<(LyingAside, Vec<Old>), GcError> {
+    let mut old = Vec::new();
+    let mut look = |folder: &'static str, kept_ms: Option<u64>| {
+        each_entry(lake, folder, u64::MAX, &mut |name, tree| {
+            let ended = kept_ms.is_some_and(|ms| tree.newest_ms.saturating_add(ms) < retention.now_ms);
+            if ended && !tree.unclear && !unfinished.contains(&format!("{folder}/{name}")) {
+                old.push(Old { folder, name: name.to_string(), aside: tree.aside });
+            }
+        })
+    };
+    let lying = LyingAside {
+        kept: look(KEPT_FOLDER, retention.kept_ms)?,
+        quarantine: look(QUARANTINE_FOLDER, retention.quarantine_ms)?,
+    };
+    Ok((lying, old))
+}
+
+/// Removes old entries. A kill leaves a part of one, which is as old as before.
+pub(super) fn remove(lake: &Lake, old: &[Old]) -> Result<(), GcError> {
+    for entry in old {
+        let failed = |source| GcError::Io { path: shown(lake, entry.folder).join(&entry.name), source };
+        let Some(folder) = open(lake, entry.folder)? else { continue };
+        let dev = device(&folder).map_err(failed)?;
+        take_away(&folder, &entry.name, dev).map_err(failed)?;
+    }
+    Ok(())
+}
+
+fn shown(lake: &Lake, folder: &str) -> PathBuf {
+    lake.root().join(OWN_FOLDER).join(folder)
+}
+
+/// The folder, unless it is not there or something else has its name.
+fn open(lake: &Lake, name: &str) -> Result<Option<Folder>, GcError> {
+    let Some(own) = lake.own_if_present() else { return Ok(None) };
+    let open = || -> io::Result<Option<Folder>> {
+        let own = Folder::of(own, "gc")?;
+        let is_folder = own.look(name)?.is_some_and(|seen| seen.kind == Kind::Folder);
+        is_folder.then(|| own.open(name)).transpose()
+    };
+    open().map_err(|source| GcError::Io { path: shown(lake, name), source })
+}
+
+fn device(folder: &Folder) -> io::Result<u64> {
+    Ok(rustix::fs::fstat(folder)?.st_dev)
+}
+
+/// Measures each entry of a folder; returns what they come to.
+fn each_entry(
+    lake: &Lake,
+    name: &'static str,
+    names_max: u64,
+    each: &mut dyn FnMut(&str, &Tree),
+) -> Result<Aside, GcError> {
+    let mut all = Aside::default();
+    let Some(folder) = open(lake, name)? else { return Ok(all) };
+    let mut left = names_max;
+    let mut walk = || -> io::Result<()> {
+        let dev = device(&folder)?;
+        for entry in folder.names()?.0 {
+            let mut tree = Tree::default();
+            measure(&folder, &entry, dev, ASIDE_DEPTH_MAX, &mut left, &mut tree)?;
+            each(&entry, &tree);
+            all.add(&tree.aside);
+        }
+        Ok(())
+    };
+    walk().map_err(|source| GcError::Io { path: shown(lake, name), source })?;
+    Ok(all)
+}
+
+fn measure(folder: &Folder, name: &str, dev: u64, depth: usize, left: &mut u64, tree: &mut Tree) -> io::Result<()> {
+    if *left == 0 {
+        (tree.unclear, tree.aside.more) = (true, true);
+        return Ok(());
+    }
+    *left -= 1;
+    let Some(seen) = folder.look(name)? else { return Ok(()) };
+    if seen.kind != Kind::Folder {
+        tree.note(&seen);
+        return Ok(());
+    }
+    let below = match folder.open(name) {
+        Ok(below) if seen.print.dev == dev && depth > 0 => below,
+        // What may not be entered is not measured, and stays.
+        Ok(_) => return Ok(tree.unclear = true),
+        Err(e) if e.kind() == io::ErrorKind::PermissionDenied => return Ok(tree.unclear = true),
+        Err(e) => return Err(e),
+    };
+    let (names, strange) = below.names()?;
+    tree.unclear |= strange > 0;
+    names.iter().try_for_each(|name| measure(&below, name, dev, depth - 1, left, tree))
+}
+
+fn take_away(folder: &Folder, name: &str, dev: u64) -> io::Result<()> {
+    match folder.look(name)? {
+        None => Ok(()),
+        Some(seen) if seen.kind == Kind::Folder => {
+            let below = folder.open(name)?;
+            if device(&below)? != dev {
+                return Err(io::ErrorKind::CrossesDevices.into());
+            }
+            if seen.mode & OWNERS_BITS != OWNERS_BITS {
+                below.set_mode(seen.mode | OWNERS_BITS)?;
+            }
+            below.names()?.0.iter().try_for_each(|name| take_away(&below, name, dev))?;
+            folder.remove_folder(name)
+        }
+        Some(_) => folder.remove(name),
+    }
+}

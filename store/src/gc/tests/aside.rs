@@ -1,0 +1,85 @@
+//! What lies aside for people: it goes whole and by its age, and nothing else goes with it.
+
+use std::fs;
+use std::os::unix::fs::{PermissionsExt, symlink};
+use std::path::Path;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use super::model::Model;
+use crate::gc::{Collected, Retention, collect, lying_aside};
+
+const DAY: u64 = 24 * 3_600_000;
+
+fn now_ms() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_millis() as u64
+}
+
+/// Decisions for ninety days and damaged bytes for thirty, `days` after now.
+fn after(days: u64) -> Retention {
+    let now_ms = now_ms() + days * DAY;
+    Retention { snapshots: 9, grace_ms: DAY, kept_ms: Some(90 * DAY), quarantine_ms: Some(30 * DAY), now_ms }
+}
+
+fn gc(model: &Model, retention: Retention, dry_run: bool) -> Collected {
+    let owner = &model.owner;
+    collect(&owner.lake, &owner.space, &owner.catalog, &retention, dry_run).unwrap()
+}
+
+/// A decision with a folder that may not be written and links that lead away, and a damaged file.
+fn lay_aside(own: &Path, away: &Path) {
+    let below = own.join("kept/20260101T000000Z/raw/deep");
+    fs::create_dir_all(&below).unwrap();
+    fs::write(below.join("edited"), [1; 500]).unwrap();
+    fs::write(away.join("precious"), "the only copy").unwrap();
+    symlink(away, below.join("folder")).unwrap();
+    symlink(away.join("precious"), below.join("file")).unwrap();
+    symlink(away, own.join("kept/20260101T000000Z.top")).unwrap();
+    fs::set_permissions(&below, fs::Permissions::from_mode(0o555)).unwrap();
+    fs::create_dir_all(own.join("quarantine")).unwrap();
+    fs::write(own.join("quarantine/ab"), [2; 70]).unwrap();
+}
+
+#[test]
+fn it_goes_by_its_age_and_no_link_leads_out_of_it() {
+    let mut model = Model::new(6);
+    model.snapshot(None);
+    let (own, away) = (model.owner.at(".sluice"), model.owner.at("../away"));
+    fs::create_dir(&away).unwrap();
+    lay_aside(&own, &away);
+
+    let lying = lying_aside(&model.owner.lake, 100).unwrap();
+    assert_eq!((lying.kept.files, lying.kept.bytes, lying.kept.more), (4, 500, false));
+    assert_eq!((lying.quarantine.files, lying.quarantine.bytes), (1, 70));
+    assert!(lying.kept.oldest_ms.is_some_and(|at| at <= now_ms() && at + DAY > now_ms()), "{lying:?}");
+    assert!(lying_aside(&model.owner.lake, 3).unwrap().kept.more);
+
+    assert_eq!(gc(&model, after(29), false).aside_files, 0);
+    let would = gc(&model, after(31), true);
+    assert_eq!((would.aside_files, would.aside), (1, lying), "damaged bytes are old by now");
+    assert_eq!(gc(&model, after(31), false), would);
+    assert!(!own.join("quarantine/ab").exists() && own.join("kept/20260101T000000Z/raw/deep/edited").exists());
+
+    let never = Retention { kept_ms: None, quarantine_ms: None, ..after(10_000) };
+    assert_eq!(gc(&model, never, false).aside_files, 0);
+    let went = gc(&model, after(91), false);
+    assert_eq!((went.aside_files, went.aside.kept), (4, lying.kept));
+    assert_eq!(fs::read_dir(own.join("kept")).unwrap().count(), 0);
+    assert_eq!(fs::read(away.join("precious")).unwrap(), b"the only copy");
+}
+
+#[test]
+fn a_folder_that_is_a_link_and_an_entry_with_something_new_stay() {
+    let mut model = Model::new(7);
+    model.snapshot(None);
+    let (own, away) = (model.owner.at(".sluice"), model.owner.at("../away"));
+    fs::create_dir_all(away.join("20260101T000000Z")).unwrap();
+    fs::write(away.join("20260101T000000Z/mine"), "x").unwrap();
+    symlink(&away, own.join("quarantine")).unwrap();
+    fs::create_dir_all(own.join("kept/20250101T000000Z")).unwrap();
+    fs::write(own.join("kept/20250101T000000Z/new"), "x").unwrap();
+    // What the folder is called says nothing: a decision may be carried out long after it was made.
+    assert_eq!(gc(&model, after(89), false).aside_files, 0);
+    let later = gc(&model, after(1000), false);
+    assert_eq!((later.aside_files, later.aside.quarantine.files), (1, 0));
+    assert!(away.join("20260101T000000Z/mine").exists());
+}
