@@ -20,7 +20,7 @@ use sluice_protocol::annex::ChunkListRef;
 use sluice_protocol::api::{ApiError, Failure};
 use sluice_protocol::chunks::ChunkList;
 use sluice_protocol::codec::Document;
-use sluice_protocol::head::Head;
+use sluice_protocol::head::{Head, Tags};
 use sluice_protocol::ids::{BlobHash, HeadId, SiteId, SpaceId};
 use sluice_protocol::limits::HEAD_LIFE_MS;
 use sluice_protocol::manifest::{History, Manifest, Section};
@@ -203,6 +203,7 @@ fn sign(
                 time_ms: now,
                 not_after_ms: now.saturating_add(HEAD_LIFE_MS),
                 tag,
+                untag: None,
                 unknown: Default::default(),
             },
         );
@@ -258,9 +259,38 @@ pub fn renew(site: &Site, space: &SpaceId) -> Result<(), CatalogError> {
                 time_ms: now,
                 not_after_ms: now.saturating_add(HEAD_LIFE_MS),
                 tag: None,
+                untag: None,
                 ..(*old).clone()
             },
         ))
+    })
+}
+
+/// Signs a head that takes a tag back; the version that bore it is the answer, none where no version bears it.
+pub fn untag(site: &Site, space: &SpaceId, tag: &str) -> Result<Option<(Signed<Head>, Signed<Head>)>, CatalogError> {
+    let now = now_ms();
+    site.catalog.write(|b| {
+        let heads = b.heads_since(space, &site.id, (0, 0), usize::MAX)?;
+        let mut tags = Tags::default();
+        let mut newest_first = heads.iter().rev();
+        let stands = |h: &&Signed<Head>| tags.standing(h.tag.as_deref(), h.untag.as_deref()).as_deref() == Some(tag);
+        let Some((newest, bore)) = heads.last().zip(newest_first.find(stands)) else { return Ok(None) };
+        let head = Signed::sign(
+            &site.key,
+            Head {
+                seq: newest.seq + 1,
+                prev: Some(newest.id()),
+                time_ms: now,
+                not_after_ms: now.saturating_add(HEAD_LIFE_MS),
+                tag: None,
+                untag: Some(tag.to_string()),
+                ..(**newest).clone()
+            },
+        );
+        b.put_head(&head)?;
+        let text = format!("`{tag}` of {} (seq {}) was taken back (seq {})", bore.manifest, bore.seq, head.seq);
+        journal::write(b, "untagged", Some(*space), None, &text)?;
+        Ok(Some((bore.clone(), head)))
     })
 }
 

@@ -4,6 +4,8 @@
 //! A lower one is a replay, an equal place with other content is a fork, and a chain that does not
 //! lead back to the stored head is a fork across a jump.
 
+use std::collections::HashSet;
+
 use crate::codec::{CodecError, Document, check_name};
 use crate::ids::{BlobHash, HeadId, SiteId, SnapshotId, SpaceId};
 use crate::limits;
@@ -31,6 +33,8 @@ record! {
         9 => not_after_ms: u64,
         /// A name that its writer gave this version.
         10 => tag: Option<String>,
+        /// A tag of an earlier head that its writer takes back.
+        11 => untag: Option<String>,
     }
 }
 
@@ -43,7 +47,7 @@ impl Document for Head {
         if (self.seq == 0) != self.prev.is_none() {
             return Err(CodecError::Invalid("only the first head of a chain has none before it".into()));
         }
-        self.tag.as_deref().map_or(Ok(()), |tag| check_name("a tag", tag))
+        self.tag.iter().chain(&self.untag).try_for_each(|tag| check_name("a tag", tag))
     }
 }
 
@@ -63,6 +67,18 @@ impl Head {
     /// Whether it may still be served on.
     pub fn is_stale(&self, now_ms: u64) -> bool {
         now_ms > self.not_after_ms
+    }
+}
+
+/// Which tags stand. Asked of each head of a chain, from the newest to the oldest.
+#[derive(Debug, Default)]
+pub struct Tags(HashSet<String>);
+
+impl Tags {
+    /// The tag that this head still gives its version: no newer head gave it to another one or took it back.
+    pub fn standing(&mut self, tag: Option<&str>, untag: Option<&str>) -> Option<String> {
+        self.0.extend(untag.map(str::to_string));
+        tag.filter(|tag| self.0.insert(tag.to_string())).map(str::to_string)
     }
 }
 

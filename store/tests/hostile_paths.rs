@@ -103,6 +103,7 @@ fn signed(manifest: &Manifest, annex: &[u8]) -> Signed<Head> {
             time_ms: 1,
             not_after_ms: u64::MAX,
             tag: None,
+            untag: None,
             unknown: Default::default(),
         },
     )

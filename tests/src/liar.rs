@@ -234,6 +234,7 @@ impl Liar {
             time_ms: now_ms(),
             not_after_ms: now_ms() + 1_000_000,
             tag: None,
+            untag: None,
             unknown: Default::default(),
         };
         Signed::sign(&self.key, head)

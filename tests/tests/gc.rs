@@ -104,6 +104,55 @@ fn a_slow_peer_gets_the_version_it_began_and_afterwards_it_goes() {
 }
 
 #[test]
+fn a_tag_keeps_its_version_until_it_is_taken_back() {
+    let world = World::new();
+    let lake = world.plain_lake("source", &[("a", b"1")]);
+    let mut owner = world.sleeping_site("playground");
+    owner.set("SLUICE__RETENTION__SNAPSHOTS", "1");
+    owner.start();
+    owner.json(["space", "add", "acme", lake.to_str().unwrap()]);
+    let (error, hint) = owner.fails(1, ["snapshot", "untag", "acme", "gold"]);
+    assert!(error.contains("`gold`") && hint.contains("no version has one"), "{error} / {hint}");
+    for (bytes, tag) in [("2", "gold"), ("3", "silver"), ("4", "gold"), ("5", "last")] {
+        fs::write(lake.join("a"), bytes).unwrap();
+        owner.json(["snapshot", "acme", "--tag", tag]);
+    }
+    let tags = |site: &Site| {
+        let list = site.json(["snapshot", "list", "acme"]);
+        list.as_array().unwrap().iter().filter_map(|s| s["tag"].as_str().map(str::to_owned)).collect::<Vec<_>>()
+    };
+    let is_kept = |site: &Site| kept(site).into_iter().map(|(_, kept)| kept).collect::<Vec<_>>();
+    owner.json(["gc", "acme"]);
+    assert_eq!(tags(&owner), ["last", "gold", "silver"], "a tag stands once");
+    assert_eq!(is_kept(&owner), [true, true, true, false, false]);
+
+    let replica = world.site("cradle");
+    let into = world.path("copy");
+    replica.json(["join", &owner.invite("acme"), "--into", into.to_str().unwrap()]);
+    let (error, hint) = replica.fails(2, ["snapshot", "untag", "acme", "gold"]);
+    assert!(error.contains("taken back there") && hint.contains("owner"), "{error} / {hint}");
+    let done = owner.json(["snapshot", "untag", "acme", "gold"]);
+    assert!(done["done"].as_str().unwrap().contains("number 3"), "{done}");
+    let (error, hint) = owner.fails(1, ["snapshot", "show", "acme", "gold"]);
+    assert!(error.contains("`gold`") && hint.contains("snapshot list"), "{error} / {hint}");
+    let (_, hint) = owner.fails(1, ["snapshot", "untag", "acme", "gold"]);
+    assert!(hint.contains("last, silver"), "{hint}");
+    assert_eq!(
+        is_kept(&owner),
+        [true, true, true, true, false, false],
+        "it is the same version once more, and the newest"
+    );
+    owner.json(["gc", "acme"]);
+    assert_eq!(is_kept(&owner), [true, true, false, true, false, false]);
+    assert_eq!(tags(&owner), ["last", "silver"]);
+    // The copy learns of it with the head; what is live is the same.
+    assert_eq!(replica.json(["sync", "acme"])["spaces"][0]["changed"], false);
+    assert_eq!(tags(&replica), ["last"], "it was told of the newest when it joined, and of those since");
+    let (error, _) = owner.fails(2, ["space", "add", "untag", world.dir().to_str().unwrap()]);
+    assert!(error.contains("`untag`"), "{error}");
+}
+
+#[test]
 fn what_a_killed_sync_resumes_outlives_a_collection() {
     let world = World::new();
     let (owner, _, _) = owner(&world);

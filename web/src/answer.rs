@@ -75,6 +75,7 @@ fn patience(op: &Operation) -> Option<Duration> {
         | Operation::Join { .. }
         | Operation::SnapshotCreate { .. }
         | Operation::Sync { .. }
+        | Operation::SnapshotUntag { .. }
         | Operation::Resolve { .. }
         | Operation::Verify { .. }
         | Operation::Gc { .. } => None,

@@ -9,7 +9,7 @@ use axum::Router;
 use axum::extract::{DefaultBodyLimit, State};
 use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::response::Response;
-use axum::routing::{get, post};
+use axum::routing::{delete, get, post};
 use serde::Deserialize;
 use sluice_protocol::api::{Keep, Node, Operation, check_new_space_name};
 use sluice_protocol::manifest::History;
@@ -41,6 +41,7 @@ pub fn router(node: Arc<dyn Node>, door: Door) -> Router {
         .route("/v1/spaces/{space}/recover", post(space_recover))
         .route("/v1/spaces/{space}/snapshots", get(snapshot_list).post(snapshot_create))
         .route("/v1/spaces/{space}/snapshots/{snapshot}", get(snapshot_show))
+        .route("/v1/spaces/{space}/tags/{tag}", delete(snapshot_untag))
         .route("/v1/spaces/{space}/diff", get(snapshot_diff))
         .route("/v1/spaces/{space}/sync", post(sync_space))
         .route("/v1/spaces/{space}/resolve", post(resolve))
@@ -166,6 +167,14 @@ async fn snapshot_show(
 ) -> Response {
     let snapshot = Some(snapshot).filter(|s| s != "newest");
     answer(node, &headers, Operation::SnapshotShow { space, snapshot }).await
+}
+
+async fn snapshot_untag(
+    State(node): App,
+    headers: HeaderMap,
+    Named((space, tag)): Named<(String, String)>,
+) -> Response {
+    answer(node, &headers, Operation::SnapshotUntag { space, tag }).await
 }
 
 #[derive(Deserialize)]

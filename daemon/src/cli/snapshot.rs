@@ -1,10 +1,11 @@
 //! `sluice snapshot`: versions of a space.
 //!
-//! `sluice snapshot acme` takes one; `sluice snapshot list acme` and its siblings look at them. A space
+//! `sluice snapshot acme` takes one; `sluice snapshot list acme` and its siblings look at them,
+//! and `sluice snapshot untag` takes a tag back. A space
 //! of another owner that is named like a verb is taken after `--`: `sluice snapshot -- list`.
 
 use clap::{Args, Subcommand};
-use sluice_protocol::api::{DiffReport, Failure, Operation, SnapshotDetail, SnapshotInfo, SnapshotReport};
+use sluice_protocol::api::{DiffReport, Done, Failure, Operation, SnapshotDetail, SnapshotInfo, SnapshotReport};
 
 use super::context::Context;
 use super::output::{Table, ago, clean, count, mib, now_ms, seconds};
@@ -45,6 +46,8 @@ enum Look {
         /// Likewise [default: the newest]
         to: Option<String>,
     },
+    /// Take a tag back; its version goes with `gc` when nothing else keeps it
+    Untag { space: String, tag: String },
 }
 
 impl Snapshot {
@@ -65,6 +68,11 @@ impl Snapshot {
             (Some(Look::Diff { space, from, to }), _) => {
                 let answer = context.ask::<DiffReport>(Operation::SnapshotDiff { space, from, to }).await?;
                 context.print(&answer, diff);
+                Ok(Ended::Good)
+            }
+            (Some(Look::Untag { space, tag }), _) => {
+                let answer = context.ask::<Done>(Operation::SnapshotUntag { space, tag }).await?;
+                context.print(&answer, |d| format!("{}\n", clean(&d.done)));
                 Ok(Ended::Good)
             }
             (None, space) => {

@@ -219,6 +219,7 @@ impl Node for SiteNode {
                 self.snapshot_show(&space, snapshot).map(|s| Outcome::SnapshotDetail(Box::new(s)))
             }
             Operation::SnapshotDiff { space, from, to } => self.snapshot_diff(&space, &from, to).map(Outcome::Diff),
+            Operation::SnapshotUntag { space, tag } => self.snapshot_untag(&space, tag, sink).await.map(Outcome::Done),
             Operation::Sync { space, dry_run, at } => self.sync(space, dry_run, at, sink).await.map(Outcome::Sync),
             Operation::Follow { space, on } => self.follow(&space, on).map(Outcome::Done),
             Operation::Resolve { space, section, keep, dry_run } => {

@@ -9,7 +9,7 @@ use sluice_protocol::api::{
     SnapshotReport, TableInfo,
 };
 use sluice_protocol::codec::{Document, check_name};
-use sluice_protocol::head::Head;
+use sluice_protocol::head::{Head, Tags};
 use sluice_protocol::ids::{SiteId, SnapshotId, SpaceId};
 use sluice_protocol::manifest::{Entry, Manifest};
 use sluice_protocol::signed::Signed;
@@ -25,6 +25,8 @@ use crate::setback;
 use crate::sync::ask;
 use crate::sync::survey::entries;
 
+/// Tags that an error names.
+const TAGS_NAMED_MAX: usize = 10;
 /// Heads that one listing shows.
 const LISTED_MAX: usize = 100_000;
 
@@ -144,8 +146,44 @@ impl SiteNode {
         let (space, record) = self.site.space_named(name)?;
         let reader = self.site.catalog.read().or_explain()?;
         let live = self.live_snapshot(&reader, &space, &record)?;
-        let heads = reader.heads_since(&space, &record.owner, (0, 0), LISTED_MAX).or_explain()?;
-        heads.iter().rev().map(|h| info(&reader, h, live, record.role)).collect()
+        let heads = heads(&reader, &space, &record)?.into_iter();
+        heads.map(|(head, tag)| info(&reader, &head, tag, live, record.role)).collect()
+    }
+
+    /// Takes a tag back. What a peer leases goes on, and so does a replica that is held at the version.
+    pub(super) async fn snapshot_untag(
+        &self,
+        name: &str,
+        tag: String,
+        sink: Arc<dyn ProgressSink>,
+    ) -> Result<Done, ApiError> {
+        let (space, record) = self.site.space_named(name)?;
+        if record.role != Role::Owner {
+            return Err(usage(
+                format!("`{name}` belongs to site {}: tags are given and taken back there", record.owner.short()),
+                format!("run `sluice snapshot untag {name} {tag}` on the owner's site"),
+            ));
+        }
+        let _job = self.jobs.begin_in_turn(&record.name, "sign", sink).await?;
+        self.setback.check(&self.site, &space, &record).await?;
+        let (site, of, wanted) = (self.site.clone(), record.clone(), tag.clone());
+        let taken_back = off_reactor(move || {
+            let done = crate::flow::untag(&site, &space, &wanted).or_explain()?;
+            crate::flow::keep_deed(&site, &space, &of);
+            Ok(done)
+        });
+        let Some((bore, head)) = taken_back.await? else {
+            let reader = self.site.catalog.read().or_explain()?;
+            let tags: Vec<String> = heads(&reader, &space, &record)?.into_iter().filter_map(|(_, tag)| tag).collect();
+            let there = match tags.len() {
+                0 => "no version has one".to_string(),
+                _ => format!("the newest are: {}", tags[..tags.len().min(TAGS_NAMED_MAX)].join(", ")),
+            };
+            return Err(ApiError::new(Failure::Error, format!("there is no tag `{tag}` in `{name}`"), there));
+        };
+        self.follow.tell(head, vec![]);
+        let (id, seq) = (bore.manifest.short(), bore.seq);
+        Ok(Done { done: format!("`{tag}` is taken back from {id}, number {seq}; nothing else of the version changes") })
     }
 
     fn live_snapshot(
@@ -160,7 +198,8 @@ impl SiteNode {
         })
     }
 
-    /// The head that a person means: an id, the beginning of one, a tag, `seq` as a number, or the newest.
+    /// The head that a person means: an id, the beginning of one, a tag that stands, `seq` as a number, or
+    /// the newest.
     pub(super) fn find_head(
         &self,
         reader: &Reader,
@@ -168,18 +207,29 @@ impl SiteNode {
         record: &SpaceRecord,
         text: Option<&str>,
     ) -> Result<Signed<Head>, ApiError> {
-        let heads = reader.heads_since(space, &record.owner, (0, 0), LISTED_MAX).or_explain()?;
+        self.find_tagged(reader, space, record, text).map(|(head, _)| head)
+    }
+
+    /// The same, with its tag.
+    fn find_tagged(
+        &self,
+        reader: &Reader,
+        space: &SpaceId,
+        record: &SpaceRecord,
+        text: Option<&str>,
+    ) -> Result<Tagged, ApiError> {
+        let mut heads = heads(reader, space, record)?.into_iter();
         let none = || {
             let what = text.map_or("there is no snapshot yet".into(), |t| format!("there is no snapshot `{t}`"));
             ApiError::new(Failure::Error, what, format!("`sluice snapshot list {}` shows them", record.name))
         };
-        let Some(text) = text else { return heads.into_iter().next_back().ok_or_else(none) };
-        let fits = |h: &&Signed<Head>| {
-            h.tag.as_deref() == Some(text)
+        let Some(text) = text else { return heads.next().ok_or_else(none) };
+        let fits = |(h, tag): &Tagged| {
+            tag.as_deref() == Some(text)
                 || h.seq.to_string() == text
                 || (text.len() >= 4 && h.manifest.to_string().starts_with(&text.to_ascii_lowercase()))
         };
-        heads.iter().rev().find(fits).cloned().ok_or_else(none)
+        heads.find(fits).ok_or_else(none)
     }
 
     /// The version that a replica is held at.
@@ -198,9 +248,9 @@ impl SiteNode {
         let (space, record) = self.site.space_named(name)?;
         let reader = self.site.catalog.read().or_explain()?;
         let live = self.live_snapshot(&reader, &space, &record)?;
-        let head = self.find_head(&reader, &space, &record, snapshot.as_deref())?;
+        let (head, tag) = self.find_tagged(&reader, &space, &record, snapshot.as_deref())?;
         let sections = self.sections_of(&reader, &space, &head.manifest)?;
-        Ok(SnapshotDetail { info: info(&reader, &head, live, record.role)?, sections })
+        Ok(SnapshotDetail { info: info(&reader, &head, tag, live, record.role)?, sections })
     }
 
     pub(super) fn snapshot_diff(&self, name: &str, from: &str, to: Option<String>) -> Result<DiffReport, ApiError> {
@@ -287,7 +337,27 @@ impl SiteNode {
     }
 }
 
-fn info(reader: &Reader, head: &Signed<Head>, live: Option<SnapshotId>, role: Role) -> Result<SnapshotInfo, ApiError> {
+/// A head, and the tag that it still gives its version.
+type Tagged = (Signed<Head>, Option<String>);
+
+/// Every head of a space's owner, newest first.
+fn heads(reader: &Reader, space: &SpaceId, record: &SpaceRecord) -> Result<Vec<Tagged>, ApiError> {
+    let heads = reader.heads_since(space, &record.owner, (0, 0), LISTED_MAX).or_explain()?;
+    let mut tags = Tags::default();
+    let tagged = |h: Signed<Head>| {
+        let tag = tags.standing(h.tag.as_deref(), h.untag.as_deref());
+        (h, tag)
+    };
+    Ok(heads.into_iter().rev().map(tagged).collect())
+}
+
+fn info(
+    reader: &Reader,
+    head: &Signed<Head>,
+    tag: Option<String>,
+    live: Option<SnapshotId>,
+    role: Role,
+) -> Result<SnapshotInfo, ApiError> {
     let is_live = live == Some(head.manifest);
     let owned = role == Role::Owner;
     let totals = reader.snapshot(&head.space, &head.manifest).or_explain()?;
@@ -297,7 +367,7 @@ fn info(reader: &Reader, head: &Signed<Head>, live: Option<SnapshotId>, role: Ro
         epoch: head.epoch,
         seq: head.seq,
         time_ms: head.time_ms,
-        tag: head.tag.clone(),
+        tag,
         files: totals.as_ref().map_or(0, |t| t.files),
         bytes: totals.as_ref().map_or(0, |t| t.bytes),
         live: is_live,

@@ -62,7 +62,7 @@ impl ApiError {
 }
 
 /// Words that the command line reads as verbs where a space's name could stand (`sluice snapshot list`).
-pub const SPACE_NAMES_RESERVED: [&str; 6] = ["add", "diff", "help", "list", "remove", "show"];
+pub const SPACE_NAMES_RESERVED: [&str; 7] = ["add", "diff", "help", "list", "remove", "show", "untag"];
 
 /// Refuses a new space whose name would read as a verb. A space of another owner may bear such a name
 /// all the same; the command line takes it after `--`.
@@ -141,6 +141,11 @@ pub enum Operation {
         space: String,
         from: String,
         to: Option<String>,
+    },
+    /// Takes a tag back from the version that bears it.
+    SnapshotUntag {
+        space: String,
+        tag: String,
     },
     Sync {
         #[serde(default)]

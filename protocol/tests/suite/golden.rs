@@ -221,6 +221,7 @@ fn first_head() -> Head {
         time_ms: TIME_MS,
         not_after_ms: TIME_MS + 30 * 24 * 3600 * 1000,
         tag: None,
+        untag: None,
         unknown: Default::default(),
     }
 }

@@ -96,6 +96,7 @@ pub fn head(place: (u64, u64), prev: Option<&Signed<Head>>, salt: u8) -> Signed<
         time_ms: NOW,
         not_after_ms: NOW + 1000,
         tag: None,
+        untag: None,
         unknown: Default::default(),
     };
     Signed::sign(&key(1), head)

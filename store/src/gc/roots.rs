@@ -7,6 +7,7 @@
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 
 use sluice_protocol::grants::Right;
+use sluice_protocol::head::Tags;
 use sluice_protocol::ids::{BlobHash, HeadId, SiteId, SnapshotId, SpaceId};
 
 use super::Retention;
@@ -38,6 +39,7 @@ struct Line {
     annex: BlobHash,
     grants: BlobHash,
     tag: Option<String>,
+    untag: Option<String>,
 }
 
 impl Roots {
@@ -45,7 +47,7 @@ impl Roots {
         let record = r.space(space)?.ok_or_else(|| CatalogError::Refused("the space is not known here".into()))?;
         let mut lines = Vec::new();
         r.each_head(space, &record.owner, &mut |id, h| {
-            lines.push(Line { id, manifest: h.manifest, annex: h.annex, grants: h.grants, tag: h.tag });
+            lines.push(Line { id, manifest: h.manifest, annex: h.annex, grants: h.grants, tag: h.tag, untag: h.untag });
         })?;
         let mut roots = Roots { whole: record.role == Role::Owner, ..Roots::default() };
         match record.role {
@@ -65,11 +67,10 @@ impl Roots {
     }
 
     fn owned(&mut self, lines: &[Line], retention: &Retention) {
-        let mut tags = HashSet::new();
+        let mut tags = Tags::default();
         for line in lines.iter().rev() {
             let newest = self.manifests.is_empty();
-            // The newest head with a tag holds it; older ones have lost it.
-            let tagged = line.tag.as_ref().is_some_and(|t| tags.insert(t.clone()));
+            let tagged = tags.standing(line.tag.as_deref(), line.untag.as_deref()).is_some();
             if tagged || self.manifests.len() < retention.snapshots.max(1) {
                 *self.manifests.entry(line.manifest.into()).or_default() |= newest;
             }

@@ -215,6 +215,7 @@ impl World {
             time_ms: 1,
             not_after_ms: u64::MAX,
             tag: None,
+            untag: None,
             unknown: Default::default(),
         };
         Ok(Received { space: self.space, head: Signed::sign(&self.key, head), sections: vec![] })

@@ -210,6 +210,7 @@ impl Model {
             time_ms: self.now,
             not_after_ms: self.now + 1000 * HOUR,
             tag: tag.map(str::to_string),
+            untag: None,
             unknown: Default::default(),
         };
         let head = Signed::sign(&self.key, head);
