@@ -1,7 +1,7 @@
 //! What is kept, and for whom: the settings of gc, and the leases of peers that fetch.
 //!
 //! Invariant: a peer that was given a blob of a space has, before the blob is sent, a lease on the
-//! version it was last told of; a lease is written when it is new and then at most every
+//! version it was last told of, and one that says where it is held has a lease on that; a lease is written when it is new and then at most every
 //! [`LEASE_RENEW_MS`], however many versions the peer asks for in turn.
 
 use std::collections::{HashMap, HashSet};

@@ -273,7 +273,8 @@ async fn an_announcement_is_a_hint_and_changes_nothing() {
     std::fs::write(world.lake().join("raw/later"), "later").unwrap();
     call(&world.owner, Operation::SnapshotCreate { space: "acme".into(), tag: None }).await.unwrap();
     let owner = peer_of(&lane, &world.owner).await;
-    let asked = HeadsRequest { space, have_epoch: None, have_seq: None, card: None, unknown: Default::default() };
+    let asked =
+        HeadsRequest { space, have_epoch: None, have_seq: None, card: None, held: None, unknown: Default::default() };
     let Message::News(news) = owner.message(&Message::Heads(asked)).await.unwrap() else { panic!("the guest may ask") };
     let head = news.heads.last().unwrap().clone();
 

@@ -8,7 +8,7 @@
 use std::fmt;
 
 use crate::codec::{Bytes, CodecError, Dec, Document, Enc, Wire, disturbs, infallible};
-use crate::ids::SpaceId;
+use crate::ids::{SnapshotId, SpaceId};
 use crate::limits;
 use crate::record;
 
@@ -46,6 +46,8 @@ record! {
         2 => have_seq: Option<u64>,
         /// The asker's signed card, when it changed.
         3 => card: Option<Bytes>,
+        /// The version that the asker is held at by a person, and wants to be kept.
+        4 => held: Option<SnapshotId>,
     }
 }
 

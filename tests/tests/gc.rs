@@ -7,6 +7,7 @@ use std::process::Stdio;
 use std::time::Duration;
 
 use serde_json::Value;
+use sluice_store::catalog::{Catalog, CatalogError, LeaseRecord, SiteLookup};
 use sluice_tests::{Site, World, wait};
 
 /// Files of the first version, and the length of each.
@@ -150,6 +151,51 @@ fn a_tag_keeps_its_version_until_it_is_taken_back() {
     assert_eq!(tags(&replica), ["last"], "it was told of the newest when it joined, and of those since");
     let (error, _) = owner.fails(2, ["space", "add", "untag", world.dir().to_str().unwrap()]);
     assert!(error.contains("`untag`"), "{error}");
+}
+
+#[test]
+fn a_held_version_is_leased_as_long_as_its_replica_is_heard() {
+    let world = World::new();
+    let lake = world.plain_lake("source", &[("a", b"1")]);
+    let mut owner = world.sleeping_site("playground");
+    owner.set("SLUICE__RETENTION__SNAPSHOTS", "1");
+    owner.start();
+    owner.json(["space", "add", "acme", lake.to_str().unwrap()]);
+    let into = world.path("copy");
+    let mut replica = world.sleeping_site("cradle");
+    replica.set("SLUICE__FOLLOW__ENABLED", "true");
+    replica.set("SLUICE__FOLLOW__POLL_S", "1");
+    replica.start();
+    let joined = replica.json(["join", &owner.invite("acme"), "--into", into.to_str().unwrap()]);
+    replica.json(["sync", "acme", "--at", joined["snapshot"].as_str().unwrap()]);
+    for bytes in ["2", "3"] {
+        fs::write(lake.join("a"), bytes).unwrap();
+        owner.json(["snapshot", "acme"]);
+    }
+    // The grace passes while the owner is down.
+    owner.stop();
+    let catalog = Catalog::open(owner.home()).unwrap();
+    let (space, _) = catalog.read().unwrap().spaces().unwrap().remove(0);
+    let leases = catalog.read().unwrap().leases(&space).unwrap();
+    assert!(!leases.is_empty());
+    let ended = catalog.write(|b| {
+        leases
+            .iter()
+            .try_for_each(|(peer, id, l)| b.put_lease(&space, peer, id, &LeaseRecord { until_ms: 1, ..l.clone() }))
+    });
+    let _: () = ended.map_err(|e: CatalogError| e).unwrap();
+    drop(catalog);
+    owner.start();
+
+    let leased = || {
+        let peer = owner.json(["peer", "show", "cradle"]);
+        peer["leases"].as_array()?.iter().find(|l| l["snapshot"] == joined["snapshot"]).cloned()
+    };
+    let lease = wait::until("the replica to be heard", LIMIT, leased);
+    assert_eq!(lease["space"], "acme");
+    owner.json(["gc", "acme"]);
+    assert_eq!(kept(&owner).into_iter().map(|(_, kept)| kept).collect::<Vec<_>>(), [true, false, true]);
+    assert_eq!(fs::read(into.join("a")).unwrap(), b"1");
 }
 
 #[test]

@@ -1,10 +1,10 @@
 //! `sluice peer`: the sites that this one knows.
 
 use clap::Subcommand;
-use sluice_protocol::api::{Done, Operation, PeerInfo};
+use sluice_protocol::api::{Done, LeaseInfo, Operation, PeerInfo};
 
 use super::context::Context;
-use super::output::{clean, mib, now_ms, since};
+use super::output::{clean, count, mib, now_ms, since};
 use super::{Ended, Result, status};
 
 /// List, show and revoke peers
@@ -52,8 +52,18 @@ impl Peer {
 
 fn text(peer: &PeerInfo, now_ms: u64) -> String {
     let list = |texts: &[String]| if texts.is_empty() { "-".into() } else { clean(&texts.join(", ")) };
+    let lease = |l: &LeaseInfo| {
+        let hours = l.until_ms.saturating_sub(now_ms) / 3_600_000;
+        format!(
+            "leases     {} of {}, for {} more\n",
+            l.snapshot.short(),
+            clean(&l.space),
+            count(hours, "hour", "hours")
+        )
+    };
+    let leases: String = peer.leases.iter().map(lease).collect();
     format!(
-        "{}\nsite       {}\naddresses  {}\nlanes      {}\nnow        {}\nspaces     {}\nmoved      {}\n",
+        "{}\nsite       {}\naddresses  {}\nlanes      {}\nnow        {}\nspaces     {}\nmoved      {}\n{leases}",
         clean(&peer.name),
         peer.site,
         list(&peer.addresses),

@@ -126,6 +126,14 @@ impl SiteHost {
         Ok(newer || seen_ms.is_none_or(|seen| now >= seen.saturating_add(SEEN_EVERY_MS)))
     }
 
+    /// A peer that may read the space is held at a version: as long as it is heard, what is here of it stays.
+    fn keep_held(&self, space: SpaceId, peer: SiteId, held: SnapshotId) -> Result<(), CatalogError> {
+        let reader = self.site.catalog.read()?;
+        let known = reader.snapshot(&space, &held)?.is_some() && reader.has_meta(&space, &held.into())?;
+        drop(reader);
+        if known { self.leases.asked(space, peer, Some(held)) } else { Ok(()) }
+    }
+
     /// A peer tells of a head. Nothing of it is stored: the chain is walked when it is asked for.
     fn announced(&self, from: SiteId, announce: &Announce) -> Result<(), Refusal> {
         let later = |e: CatalogError| {
@@ -277,6 +285,11 @@ impl Host for SiteHost {
                     Ok(news) => {
                         self.seen(from, request.card.as_ref());
                         self.follow.heard_of(from);
+                        if let Some(held) = request.held
+                            && let Err(e) = self.keep_held(request.space, from, held)
+                        {
+                            tracing::error!(error = %e, "the lease of a held version could not be written");
+                        }
                         let newest = news.heads.last().and_then(|raw| Signed::<Head>::from_bytes(&raw.0).ok());
                         if let Some(newest) = newest.filter(|_| !news.more) {
                             self.leases.told(request.space, from, newest.manifest);

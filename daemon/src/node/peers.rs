@@ -1,6 +1,6 @@
 //! Peers: who they are, and cutting one off.
 
-use sluice_protocol::api::{ApiError, Done, Failure, PeerInfo};
+use sluice_protocol::api::{ApiError, Done, Failure, LeaseInfo, PeerInfo};
 use sluice_protocol::ids::SiteId;
 use sluice_store::catalog::{CatalogError, Lookup, PeerRecord, Reader, Role, SiteLookup};
 
@@ -19,10 +19,16 @@ impl SiteNode {
     }
 
     fn peer_info(&self, reader: &Reader, site: &SiteId, peer: &PeerRecord) -> Result<PeerInfo, ApiError> {
-        let mut shared = Vec::new();
+        let (mut shared, mut leases) = (Vec::new(), Vec::new());
+        let now = now_ms();
         for (space, record) in reader.spaces().or_explain()? {
             let grants = reader.grants(&space).or_explain()?;
             let granted = grants.is_some_and(|g| g.of(*site).is_some());
+            for (_, snapshot, lease) in reader.leases(&space).or_explain()?.into_iter().filter(|(of, ..)| of == site) {
+                if granted && lease.until_ms >= now {
+                    leases.push(LeaseInfo { space: record.name.clone(), snapshot, until_ms: lease.until_ms });
+                }
+            }
             if granted || record.owner == *site {
                 shared.push(record.name);
             }
@@ -37,6 +43,7 @@ impl SiteNode {
             last_seen_ms: peer.last_seen_ms,
             spaces: shared,
             moved_bytes: reader.counter(&format!("moved from {site}")).or_explain()?,
+            leases,
         })
     }
 

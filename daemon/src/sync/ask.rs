@@ -14,7 +14,7 @@ use futures_util::{FutureExt, StreamExt};
 use sluice_protocol::codec::Bytes;
 use sluice_protocol::grants::Right;
 use sluice_protocol::head::Head;
-use sluice_protocol::ids::{HeadId, SiteId, SpaceId};
+use sluice_protocol::ids::{HeadId, SiteId, SnapshotId, SpaceId};
 use sluice_protocol::limits::SITES_ASKED_MAX;
 use sluice_protocol::messages::{HeadsRequest, Message};
 use sluice_protocol::signed::Signed;
@@ -143,6 +143,7 @@ pub async fn highest_known(site: &Site, space: &SpaceId) -> Option<(SiteId, Sign
             space: *space,
             have_epoch: None,
             have_seq: None,
+            held: None,
             card: Some(Bytes(site.card().bytes().to_vec())),
             unknown: Default::default(),
         });
@@ -212,9 +213,24 @@ fn sources(site: &Site, space: &SpaceId, record: &SpaceRecord) -> Result<Vec<Ask
     Ok(found)
 }
 
+/// The version that a person holds this copy at: whoever is asked keeps it for us.
+fn held_version(reader: &Reader, space: &SpaceId) -> Result<Option<SnapshotId>, CatalogError> {
+    let Some(record) = reader.space(space)? else { return Ok(None) };
+    let mut found = None;
+    if let Some(held) = record.held {
+        reader.each_head(space, &record.owner, &mut |id, head| {
+            if id == held {
+                found = Some(head.manifest);
+            }
+        })?;
+    }
+    Ok(found)
+}
+
 /// Follows the chain at one peer up to its newest head.
 async fn walk(site: &Site, space: &SpaceId, owner: &SiteId, peer: &Peer) -> Result<Signed<Head>, SyncError> {
     let card = Bytes(site.card().bytes().to_vec());
+    let held = held_version(&site.catalog.read()?, space)?;
     for _ in 0..REPLIES_MAX {
         let stored = site.catalog.read()?.newest_head(space, owner)?;
         let request = HeadsRequest {
@@ -222,6 +238,7 @@ async fn walk(site: &Site, space: &SpaceId, owner: &SiteId, peer: &Peer) -> Resu
             have_epoch: stored.as_ref().map(|h| h.epoch),
             have_seq: stored.as_ref().map(|h| h.seq),
             card: Some(card.clone()),
+            held,
             unknown: Default::default(),
         };
         let said = Message::Heads(request);

@@ -12,7 +12,14 @@ use crate::double::{Collected, Double, bytes, config, key, lane, loopback, servi
 
 fn heads() -> Message {
     let space = SpaceId([5; 32]);
-    Message::Heads(HeadsRequest { space, have_epoch: None, have_seq: None, card: None, unknown: Default::default() })
+    Message::Heads(HeadsRequest {
+        space,
+        have_epoch: None,
+        have_seq: None,
+        card: None,
+        held: None,
+        unknown: Default::default(),
+    })
 }
 
 fn pair_request() -> PairRequest {

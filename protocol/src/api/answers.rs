@@ -306,6 +306,18 @@ pub struct PeerInfo {
     /// Spaces that the two sites share.
     pub spaces: Vec<String>,
     pub moved_bytes: u64,
+    /// Versions that stay here because the peer fetches them or is held at them.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub leases: Vec<LeaseInfo>,
+}
+
+/// A version that stays for a peer's sake.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct LeaseInfo {
+    /// The space's name.
+    pub space: String,
+    pub snapshot: SnapshotId,
+    pub until_ms: TimeMs,
 }
 
 #[derive(Debug, Clone, Serialize, Deserialize)]

@@ -260,7 +260,7 @@ fn messages() -> Vec<(&'static str, Message)> {
     let signed_head = Bytes(Signed::sign(&key(1), first_head()).bytes().to_vec());
     let signed_grants = Bytes(Signed::sign(&key(1), grants()).bytes().to_vec());
     let heads = |have_epoch, have_seq, card| {
-        Message::Heads(HeadsRequest { space, have_epoch, have_seq, card, unknown: Default::default() })
+        Message::Heads(HeadsRequest { space, have_epoch, have_seq, card, held: None, unknown: Default::default() })
     };
     vec![
         (

@@ -1,7 +1,7 @@
 //! Messages: each comes back as it was, and none is longer than it may be.
 
 use sluice_protocol::codec::{Bytes, CodecError, Document, Enc};
-use sluice_protocol::ids::SpaceId;
+use sluice_protocol::ids::{SnapshotId, SpaceId};
 use sluice_protocol::limits::{
     ADDRESSES_MAX, CARDS_MAX, GRANTS_BYTES_MAX, HEADS_PER_REPLY_MAX, MESSAGE_BYTES_MAX, NAME_BYTES_MAX,
     PAIR_MESSAGE_BYTES_MAX, SIGNED_BYTES_MAX, TEXT_BYTES_MAX,
@@ -37,6 +37,7 @@ fn heads(have: (Option<u64>, Option<u64>), card: Option<usize>) -> Message {
         have_epoch: have.0,
         have_seq: have.1,
         card: card.map(bytes),
+        held: card.map(|n| SnapshotId([n as u8; 32])),
         unknown: Default::default(),
     })
 }
