@@ -13,7 +13,7 @@ use replica_world::*;
 use sluice_protocol::ids::{BlobHash, ChunkHash};
 use sluice_store::blobs::{BlobError, Fit, open_blob, quarantine, settle};
 use sluice_store::catalog::Lookup;
-use sluice_store::staging::{Staged, Staging, StagingError};
+use sluice_store::staging::{MOVED_TOTAL, Staged, Staging, StagingError};
 
 const GROUP: u64 = 16 * 1024;
 
@@ -139,6 +139,43 @@ fn after_a_kill_the_received_tree_vouches_for_what_was_not_recorded() {
         blob.send(&again, range);
     }
     again.finish().unwrap();
+}
+
+#[test]
+fn what_is_received_is_counted_once_whatever_is_killed() {
+    let mut world = World::new();
+    let blob = peer(6_000_000);
+    let (segment, mut pairs) = (7 * GROUP, 0);
+    // Each third is saved while it arrives, and then the process dies.
+    for third in 0..3 {
+        let staged = staging_on(&world, "boot 1").start(blob.hash, blob.size()).unwrap();
+        let ranges = staged.missing(0..(third + 1) * blob.size() / 3);
+        let segments = || {
+            ranges
+                .iter()
+                .flat_map(|r| (r.start..r.end).step_by(segment as usize).map(|at| at..(at + segment).min(r.end)))
+        };
+        pairs += segments().count() as u64 * 20;
+        std::thread::scope(|s| {
+            let sending = s.spawn(|| segments().for_each(|range| blob.send(&staged, range)));
+            while !sending.is_finished() {
+                staged.checkpoint().unwrap();
+            }
+        });
+        if third == 2 {
+            staged.finish().unwrap();
+        }
+        drop(staged);
+        world = world.restarted();
+    }
+    let counted = world.catalog.read().unwrap().counter(MOVED_TOTAL).unwrap();
+    assert!(counted >= blob.size(), "{counted} of {} bytes are counted", blob.size());
+    assert!(counted <= blob.size() + 64 * pairs, "{} bytes are counted twice", counted - blob.size());
+
+    let small: Vec<_> = (0..5u8).map(|i| Bytes::from(vec![i; 3000])).map(|b| (BlobHash::of(&b), b)).collect();
+    world.staging().put_small(&small).unwrap();
+    let world = world.restarted();
+    assert_eq!(world.catalog.read().unwrap().counter(MOVED_TOTAL).unwrap(), counted + 15_000);
 }
 
 #[test]

@@ -25,22 +25,31 @@ const FIRST_PAUSE: Duration = Duration::from_millis(200);
 pub struct Source {
     peer: Peer,
     corrupt: AtomicU32,
-    moved: Arc<AtomicU64>,
+    moved: Arc<Moved>,
+}
+
+/// Bytes received, by who puts them into the counter of the catalog.
+#[derive(Default)]
+struct Moved {
+    /// Blobs and parts of them: staging counts them with the records that keep them.
+    staged: AtomicU64,
+    /// What describes versions: the transfer counts it.
+    described: AtomicU64,
 }
 
 /// Counts what arrives as it arrives, so that a try that breaks off is counted too.
 struct Counted {
     sink: Arc<dyn LeafSink>,
-    moved: Arc<AtomicU64>,
+    moved: Arc<Moved>,
 }
 
 impl LeafSink for Counted {
     fn leaf(&self, offset: u64, data: &[u8]) -> std::io::Result<()> {
-        self.moved.fetch_add(data.len() as u64, Ordering::Relaxed);
+        self.moved.staged.fetch_add(data.len() as u64, Ordering::Relaxed);
         self.sink.leaf(offset, data)
     }
     fn parent(&self, index: u64, pair: &[u8; 64]) -> std::io::Result<()> {
-        self.moved.fetch_add(pair.len() as u64, Ordering::Relaxed);
+        self.moved.staged.fetch_add(pair.len() as u64, Ordering::Relaxed);
         self.sink.parent(index, pair)
     }
 }
@@ -58,7 +67,12 @@ impl Source {
 
     /// Bytes received so far, proofs included.
     pub fn moved_bytes(&self) -> u64 {
-        self.moved.load(Ordering::Relaxed)
+        self.moved.staged.load(Ordering::Relaxed) + self.described_bytes()
+    }
+
+    /// Those of them that were no blobs of a lake, and that staging does not count.
+    pub fn described_bytes(&self) -> u64 {
+        self.moved.described.load(Ordering::Relaxed)
     }
 
     /// A whole blob of unknown size, at most `limit` bytes.
@@ -67,7 +81,7 @@ impl Source {
         loop {
             match self.peer.fetch_small(hash, limit).await {
                 Ok(bytes) => {
-                    self.moved.fetch_add(bytes.len() as u64, Ordering::Relaxed);
+                    self.moved.described.fetch_add(bytes.len() as u64, Ordering::Relaxed);
                     return Ok(bytes.to_vec());
                 }
                 Err(e) => self.after(e, &mut tries).await?,
@@ -84,7 +98,7 @@ impl Source {
             let rest: Vec<_> = wanted.iter().filter(|w| !asked.contains(&w.0)).copied().collect();
             let mut each = |hash: BlobHash, bytes: Option<Bytes>| {
                 asked.insert(hash);
-                self.moved.fetch_add(bytes.as_ref().map_or(0, |b| b.len() as u64), Ordering::Relaxed);
+                self.moved.staged.fetch_add(bytes.as_ref().map_or(0, |b| b.len() as u64), Ordering::Relaxed);
                 blobs.extend(bytes.map(|bytes| (hash, bytes)));
             };
             match self.peer.fetch_many(&rest, &mut each).await {

@@ -61,8 +61,8 @@ struct Run {
     bytes_done: AtomicU64,
     files_total: u64,
     bytes_total: u64,
-    /// What of the source's bytes the catalog has counted.
-    counted: Mutex<u64>,
+    /// What of the source's bytes the catalog has counted: all of them, and those that staging does not count.
+    counted: Mutex<(u64, u64)>,
     /// Blobs that the source no longer has.
     gone: Mutex<Vec<BlobHash>>,
 }
@@ -110,7 +110,7 @@ impl Transfer {
             bytes_done: AtomicU64::new(0),
             files_total: plan.blobs.len() as u64,
             bytes_total: plan.fetch_bytes(),
-            counted: Mutex::new(0),
+            counted: Mutex::default(),
             gone: Mutex::default(),
         });
         let keeper = AbortOnDropHandle::new(tokio::spawn(keep_durable(self.clone(), run.clone())));
@@ -285,15 +285,14 @@ impl Transfer {
                 staged.checkpoint()?;
             }
             let mut counted = run.counted.lock().expect("no panic while held");
-            let now = self.source.moved_bytes();
-            let fresh = now - *counted;
+            let (all, described) = (self.source.moved_bytes(), self.source.described_bytes());
             let peer = self.source.peer().site();
             self.catalog.write(|b| -> Result<(), CatalogError> {
-                b.add_counter(MOVED_TOTAL, fresh)?;
-                b.add_counter(&format!("moved from {peer}"), fresh)?;
+                b.add_counter(MOVED_TOTAL, described - counted.1)?;
+                b.add_counter(&format!("moved from {peer}"), all - counted.0)?;
                 Ok(())
             })?;
-            *counted = now;
+            *counted = (all, described);
             Ok(())
         })
         .await

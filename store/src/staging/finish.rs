@@ -38,7 +38,7 @@ pub(super) struct Proven {
     pub size: u64,
     pub print: Fingerprint,
     pub tree: Tree,
-    /// Bytes that a killed run received and nobody counted.
+    /// Bytes received for it that nobody counted yet.
     pub uncounted: u64,
 }
 
@@ -71,7 +71,7 @@ impl Staged {
         disk::set_mode(STAGING_FOLDER, &inner.part, DONE_MODE).map_err(failed)?;
         disk::sync_all(STAGING_FOLDER, &inner.part).map_err(|e| self.spoil(e))?;
         let print = Lake::print_of(&inner.part).map_err(failed)?;
-        let uncounted = lock(&inner.state).uncounted;
+        let uncounted = std::mem::take(&mut lock(&inner.state).uncounted);
         Ok(Proven { hash: inner.hash, size: inner.size, print, tree, uncounted })
     }
 
@@ -157,7 +157,13 @@ impl Staging {
                 Err(e) => failed.push((hash, e)),
             }
         }
-        self.record(proven)?;
+        let counted: Vec<(BlobHash, u64)> = proven.iter().map(|p| (p.hash, p.uncounted)).collect();
+        self.record(proven).inspect_err(|_| {
+            // Nothing was recorded, and nothing counted.
+            for (hash, uncounted) in counted {
+                open.iter().filter(|s| s.0.hash == hash).for_each(|s| lock(&s.0.state).uncounted += uncounted);
+            }
+        })?;
         for staged in open {
             if failed.iter().all(|(hash, _)| *hash != staged.0.hash) {
                 lock(&staged.0.state).finished = true;

@@ -40,7 +40,8 @@ pub const STAGING_FOLDER: &str = "staging";
 pub const CHECKPOINT_BYTES: u64 = 256 * 1024 * 1024;
 /// Milliseconds after which transfer should call [`Staged::checkpoint`].
 pub const CHECKPOINT_MS: u64 = 5_000;
-/// Counter of the catalog: bytes received since the site was made.
+/// Counter of the catalog: bytes received since the site was made. What is written here (leaves, nodes of trees,
+/// small blobs) is counted here, in the commit that records it; the caller counts everything else.
 pub const MOVED_TOTAL: &str = "moved_bytes_total";
 
 /// Why a blob cannot be staged.
@@ -104,7 +105,8 @@ struct State {
     finished: bool,
     /// A sync failed: what this handle wrote is not believed, and it writes no more.
     spoiled: bool,
-    /// Bytes that a killed run received and nobody counted; counted with the record that keeps them.
+    /// Bytes received that [`MOVED_TOTAL`] lacks, those of a killed run among them. Counted in the commit that
+    /// records their groups: a byte that is recorded is counted, and one that is not will be by the next run.
     uncounted: u64,
 }
 
@@ -361,7 +363,7 @@ impl Staged {
     pub fn write_leaf(&self, offset: u64, bytes: &[u8]) -> Result<(), StagingError> {
         let range = self.check_range(offset, bytes.len() as u64)?;
         self.write(offset, bytes)?;
-        self.wrote(range);
+        self.wrote(range, bytes.len() as u64);
         Ok(())
     }
 
@@ -369,6 +371,7 @@ impl Staged {
     /// pre-order outboard (counted in nodes).
     pub fn put_parent(&self, index: u64, pair: &[u8; 64]) -> Result<(), StagingError> {
         if self.0.sidecar.put(index, pair).map_err(|e| self.full_or(e))? {
+            lock(&self.0.state).uncounted += pair.len() as u64;
             Ok(())
         } else {
             let start = index.saturating_mul(64);
@@ -404,7 +407,7 @@ impl Staged {
         // Marked before it is written: a group that a lying chunk list spoiled must be dropped.
         lock(&self.0.state).groups.will_copy(&range);
         self.write(to, &bytes)?;
-        self.wrote(range);
+        self.wrote(range, 0);
         Ok(true)
     }
 
@@ -419,10 +422,20 @@ impl Staged {
                 return Ok(());
             }
             state.unsaved = 0;
-            let groups = &state.groups;
-            (groups.bitmap().to_vec(), groups.copied_bitmap().to_vec(), state.named, state.uncounted)
+            let uncounted = std::mem::take(&mut state.uncounted);
+            (state.groups.bitmap().to_vec(), state.groups.copied_bitmap().to_vec(), state.named, uncounted)
         };
-        inner.sidecar.write_copied(&copied).map_err(|e| self.full_or(e))?;
+        let recorded = self.record_groups(bitmap, &copied, named, uncounted);
+        let mut state = lock(&inner.state);
+        state.named |= recorded.is_ok();
+        state.uncounted += if recorded.is_ok() { 0 } else { uncounted };
+        recorded
+    }
+
+    /// Makes the groups of `bitmap` durable, and records and counts them in one commit.
+    fn record_groups(&self, bitmap: Vec<u8>, copied: &[u8], named: bool, uncounted: u64) -> Result<(), StagingError> {
+        let inner = &self.0;
+        inner.sidecar.write_copied(copied).map_err(|e| self.full_or(e))?;
         let synced = disk::sync_data(STAGING_FOLDER, &inner.part).and_then(|()| inner.sidecar.sync());
         synced.map_err(|e| self.spoil(e))?;
         if !named {
@@ -438,9 +451,6 @@ impl Staged {
             b.add_counter(MOVED_TOTAL, uncounted)?;
             b.put_staging(&inner.shared.space, &inner.hash, &record)
         })?;
-        let mut state = lock(&inner.state);
-        state.named = true;
-        state.uncounted -= uncounted;
         Ok(())
     }
 
@@ -481,8 +491,9 @@ impl Staged {
         disk::write_all_at(STAGING_FOLDER, &self.0.part, bytes, offset).map_err(|e| self.full_or(e))
     }
 
-    fn wrote(&self, range: Range<u64>) {
+    fn wrote(&self, range: Range<u64>, received: u64) {
         let mut state = lock(&self.0.state);
+        state.uncounted += received;
         state.unsaved += range.end - range.start;
         state.groups.wrote(range);
     }

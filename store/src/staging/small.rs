@@ -35,7 +35,7 @@ impl Staging {
             let seen = shared.folder.look(&name).and_then(|seen| seen.ok_or_else(gone));
             let print = seen.map_err(|e| shared.failed(&name, e))?.print;
             let tree = if tree.is_empty() { Tree::None } else { Tree::Bytes(tree) };
-            proven.push(Proven { hash: *hash, size: bytes.len() as u64, print, tree, uncounted: 0 });
+            proven.push(Proven { hash: *hash, size: bytes.len() as u64, print, tree, uncounted: bytes.len() as u64 });
         }
         self.record(proven)
     }
