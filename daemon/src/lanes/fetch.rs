@@ -117,7 +117,7 @@ impl Peer {
         let (content, claimed) = get.size(header).await?;
         get.expect_size(claimed, size)?;
         stats.overhead += SIZE_BYTES;
-        let mut writer = Writer::new(hash, sink.clone(), BaoTree::new(size, GROUPS));
+        let mut writer = Writer::new(hash, sink.clone(), BaoTree::new(size, GROUPS), get.lease.piece);
         let received = get.receive(content, &mut writer, stats).await;
         // What arrived before a failure is good, and need not be fetched again.
         let written = writer.finish().await;
@@ -340,14 +340,16 @@ struct Writer {
     sink: Arc<dyn LeafSink>,
     tree: BaoTree,
     pairs: Vec<(u64, [u8; 64])>,
+    /// Bytes collected for one write.
+    piece: usize,
     at: u64,
     held: Vec<u8>,
     writing: Option<JoinHandle<std::io::Result<()>>>,
 }
 
 impl Writer {
-    fn new(hash: BlobHash, sink: Arc<dyn LeafSink>, tree: BaoTree) -> Self {
-        Self { hash, sink, tree, pairs: Vec::new(), at: 0, held: Vec::new(), writing: None }
+    fn new(hash: BlobHash, sink: Arc<dyn LeafSink>, tree: BaoTree, piece: usize) -> Self {
+        Self { hash, sink, tree, piece, pairs: Vec::new(), at: 0, held: Vec::new(), writing: None }
     }
 
     async fn parent(&mut self, parent: &bao_tree::io::Parent) -> Result<(), FetchError> {
@@ -367,14 +369,16 @@ impl Writer {
 
     async fn leaf(&mut self, offset: u64, data: &[u8]) -> Result<(), FetchError> {
         let follows = offset == self.at + self.held.len() as u64;
-        if !self.held.is_empty() && (!follows || self.held.len() + data.len() > limits::FETCH_WRITE_BYTES) {
+        if !self.held.is_empty() && (!follows || self.held.len() + data.len() > self.piece) {
             self.flush().await?;
         }
         if self.held.is_empty() {
             self.at = offset;
+            self.held.reserve(self.piece);
         }
         self.held.extend_from_slice(data);
-        Ok(())
+        // Written as soon as it may be: what is held is lost with the process.
+        if self.held.len() >= self.piece { self.flush().await } else { Ok(()) }
     }
 
     /// Hands what is held to a blocking thread, after the write before it has ended.

@@ -59,8 +59,20 @@ pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 pub const CONNECTIONS_PER_PEER: usize = 4;
 /// A peer that sends nothing for this long is given up for this request.
 pub const FETCH_STALL: Duration = Duration::from_secs(30);
-/// Verified bytes collected before they are written, in bytes.
-pub const FETCH_WRITE_BYTES: usize = 1024 * 1024;
+/// Fewest and most verified bytes that are collected before they are written.
+pub const WRITE_BYTES_MIN: usize = 32 * 1024;
+/// See [`WRITE_BYTES_MIN`].
+pub const WRITE_BYTES_MAX: usize = 256 * 1024;
+/// Fewest and most bytes that a peer may send ahead of our reading, over all its connections.
+pub const FLIGHT_WINDOW_BYTES_MIN: u64 = 1_500_000;
+/// See [`FLIGHT_WINDOW_BYTES_MIN`].
+pub const FLIGHT_WINDOW_BYTES_MAX: u64 = 10_000_000;
+/// The same before it is known what there is to move.
+pub const FLIGHT_WINDOW_BYTES_FIRST: u64 = 4_000_000;
+/// What a connection for blobs begins with, in bytes.
+pub const FIRST_WINDOW_BYTES: u32 = 256 * 1024;
+/// A line of this many bytes a second is to be kept full, however long its way (1 Gbit/s).
+pub const LINE_BYTES_PER_S: u64 = 125_000_000;
 /// Most hash pairs collected before they are written.
 pub const FETCH_PAIRS_MAX: usize = 4096;
 /// Most ranges in one request; longer lists take several.

@@ -14,6 +14,7 @@ mod admission;
 mod encode;
 pub mod error;
 mod fetch;
+mod flight;
 pub mod limits;
 pub mod message;
 mod peer;
@@ -102,7 +103,7 @@ impl From<Vec<u8>> for ServedData {
 /// Both calls are made on blocking threads, in order for one request, and at once for several
 /// requests that share a sink. When a fetch is dropped, one last call may still be under way.
 pub trait LeafSink: Send + Sync + 'static {
-    /// Verified bytes of the blob at `offset` (a multiple of 16 KiB); 1 MiB at most.
+    /// Verified bytes of the blob at `offset` (a multiple of 16 KiB); 256 KiB at most.
     fn leaf(&self, offset: u64, data: &[u8]) -> io::Result<()>;
 
     /// A verified pair of hashes. `index` counts pairs in the pre-order outboard with 16 KiB groups:

@@ -5,6 +5,7 @@
 
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use iroh::endpoint::{Connection, VarInt};
 use sluice_protocol::ids::SiteId;
@@ -13,6 +14,7 @@ use tokio::time::timeout;
 
 use super::admission::CLOSE_DONE;
 use super::error::{LaneError, MessageError};
+use super::flight::Flight;
 use super::quic::{QuicLane, Settings, ended};
 use super::{limits, message};
 
@@ -28,8 +30,24 @@ struct Inner {
     addresses: Vec<SocketAddr>,
     control: tokio::sync::Mutex<Option<Connection>>,
     blobs: Mutex<Vec<Pooled>>,
+    /// What may be on its way to us.
+    flight: Mutex<Flying>,
     /// Held while a connection for blobs is dialled.
     dialling: tokio::sync::Mutex<()>,
+}
+
+/// A flight, and over how many connections it is spread.
+#[derive(Clone, Copy)]
+struct Flying {
+    flight: Flight,
+    connections: usize,
+}
+
+impl Flying {
+    fn widen(&self, connection: &Connection) {
+        let window = self.flight.window_of_each(self.connections);
+        connection.set_receive_window(VarInt::from_u64(window).unwrap_or(VarInt::MAX));
+    }
 }
 
 struct Pooled {
@@ -43,25 +61,29 @@ impl Pooled {
         Arc::strong_count(&self.users) - 1
     }
 
-    fn lease(&self) -> Lease {
-        Lease { connection: self.connection.clone(), _user: self.users.clone() }
+    fn lease(&self, piece: usize) -> Lease {
+        Lease { connection: self.connection.clone(), piece, _user: self.users.clone() }
     }
 }
 
 /// A connection lent to one request.
 pub(super) struct Lease {
     pub connection: Connection,
+    /// Verified bytes to collect before they are written.
+    pub piece: usize,
     _user: Arc<()>,
 }
 
 impl Peer {
     pub(super) fn new(lane: QuicLane, site: SiteId, addresses: Vec<SocketAddr>) -> Self {
+        let flying = Flying { flight: Flight::default(), connections: lane.settings().connections_per_peer };
         let inner = Inner {
             lane,
             site,
             addresses,
             control: Default::default(),
             blobs: Default::default(),
+            flight: Mutex::new(flying),
             dialling: Default::default(),
         };
         Self { inner: Arc::new(inner) }
@@ -75,6 +97,20 @@ impl Peer {
     /// Where it is dialled.
     pub fn addresses(&self) -> &[SocketAddr] {
         &self.inner.addresses
+    }
+
+    /// From here on `left` bytes come, in this many requests at once: bounds what is on its way and what is
+    /// held before it is written, so that a kill loses next to nothing of them.
+    pub fn expect(&self, left: u64, requests: usize) {
+        let most = self.settings().connections_per_peer;
+        let rtt = self.pool(|pool| pool.iter().flat_map(|p| round_trip(&p.connection)).max()).unwrap_or_default();
+        let flying = Flying { flight: Flight::of(left, requests, rtt), connections: requests.clamp(1, most) };
+        *self.inner.flight.lock().unwrap_or_else(PoisonError::into_inner) = flying;
+        self.pool(|pool| pool.iter().for_each(|p| flying.widen(&p.connection)));
+    }
+
+    fn flying(&self) -> Flying {
+        *self.inner.flight.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Asks to be admitted, at the peer's pairing door.
@@ -158,7 +194,9 @@ impl Peer {
         match self.dial(ALPN_BLOBS).await {
             Ok(connection) => {
                 let pooled = Pooled { connection, users: Arc::new(()) };
-                let lease = pooled.lease();
+                let flying = self.flying();
+                flying.widen(&pooled.connection);
+                let lease = pooled.lease(flying.flight.piece);
                 self.pool(|pool| pool.push(pooled));
                 Ok(lease)
             }
@@ -168,16 +206,17 @@ impl Peer {
 
     /// A connection without requests, or the least used one of a full pool.
     fn idle(&self) -> Option<Lease> {
-        let most = self.settings().connections_per_peer;
+        let (most, piece) = (self.settings().connections_per_peer, self.flying().flight.piece);
         self.pool(|pool| {
             let full = pool.len() >= most;
             let least = pool.iter().min_by_key(|p| p.in_flight())?;
-            (full || least.in_flight() == 0).then(|| least.lease())
+            (full || least.in_flight() == 0).then(|| least.lease(piece))
         })
     }
 
     fn least_used(&self) -> Option<Lease> {
-        self.pool(|pool| pool.iter().min_by_key(|p| p.in_flight()).map(Pooled::lease))
+        let piece = self.flying().flight.piece;
+        self.pool(|pool| pool.iter().min_by_key(|p| p.in_flight()).map(|p| p.lease(piece)))
     }
 
     fn pool<T>(&self, work: impl FnOnce(&mut Vec<Pooled>) -> T) -> T {
@@ -185,6 +224,12 @@ impl Peer {
         pool.retain(|p| p.connection.close_reason().is_none());
         work(&mut pool)
     }
+}
+
+/// How long the way there and back takes, by the connection's own count.
+fn round_trip(connection: &Connection) -> Option<Duration> {
+    let paths = connection.paths();
+    paths.iter().filter(|p| p.is_selected()).map(|p| p.rtt()).max()
 }
 
 impl std::fmt::Debug for Peer {

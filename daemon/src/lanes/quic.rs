@@ -103,7 +103,6 @@ struct Inner {
     given: Vec<SocketAddr>,
     shared: Arc<Shared>,
     site: SiteId,
-    outgoing: QuicTransportConfig,
     _stop: DropGuard,
 }
 
@@ -138,7 +137,6 @@ impl QuicLane {
             endpoint: RwLock::new(Some(endpoint)),
             shared: Arc::new(shared),
             site,
-            outgoing: outgoing(),
             _stop: stop.drop_guard(),
         };
         Ok(QuicLane { inner: Arc::new(inner) })
@@ -244,7 +242,7 @@ impl QuicLane {
         let address = EndpointAddr::from_parts(id, addresses.iter().copied().map(TransportAddr::Ip));
         let unreachable = |reason: String| LaneError::Unreachable { site, tried: addresses.to_vec(), reason };
         let limit = self.settings().connect_timeout;
-        let options = ConnectOptions::new().with_transport_config(self.inner.outgoing.clone());
+        let options = ConnectOptions::new().with_transport_config(outgoing(alpn));
         let endpoint = self.endpoint().ok_or(LaneError::Closed)?;
         let dialling = async {
             let connecting = endpoint.connect_with_opts(address, alpn, options).await;
@@ -296,12 +294,17 @@ fn incoming() -> QuicTransportConfig {
 }
 
 /// On connections that we dialled the peer opens nothing. The stream window stays at its default of
-/// 1.25 MB, since far larger ones lose the connection; speed comes from streams and connections.
-fn outgoing() -> QuicTransportConfig {
-    QuicTransportConfig::builder()
+/// 1.25 MB, since far larger ones lose the connection; speed comes from streams and connections. The
+/// window of a connection for blobs begins small: what was granted cannot be taken back, and `peer` widens it.
+fn outgoing(alpn: &[u8]) -> QuicTransportConfig {
+    let builder = QuicTransportConfig::builder()
         .max_concurrent_bidi_streams(VarInt::from_u32(0))
-        .max_concurrent_uni_streams(VarInt::from_u32(0))
-        .build()
+        .max_concurrent_uni_streams(VarInt::from_u32(0));
+    if alpn == ALPN_BLOBS {
+        builder.receive_window(VarInt::from_u32(limits::FIRST_WINDOW_BYTES)).build()
+    } else {
+        builder.build()
+    }
 }
 
 /// The interfaces are listed shortly after binding; a ticket made at once should hold them.

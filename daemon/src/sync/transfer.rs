@@ -103,6 +103,8 @@ impl Transfer {
     /// Brings every blob of the plan into staging, whole and proven.
     pub async fn run(&self, plan: &Plan) -> Result<(), SyncError> {
         self.check_room(plan)?;
+        let segments: u64 = plan.blobs.iter().map(|b| b.wanted.size.div_ceil(SEGMENT_BYTES)).sum();
+        self.source.peer().expect(plan.fetch_bytes(), self.streams.min(segments as usize));
         let run = Arc::new(Run {
             staging: Staging::open(&self.lake, self.space, &self.catalog)?,
             open: Mutex::default(),

@@ -219,7 +219,7 @@ impl LeafSink for Collected {
     fn leaf(&self, offset: u64, data: &[u8]) -> io::Result<()> {
         let mut state = self.state.lock().unwrap();
         assert_eq!(offset % GROUP, 0);
-        assert!(data.len() <= 1024 * 1024);
+        assert!(data.len() <= 256 * 1024);
         state.2 += data.len() as u64;
         if state.2 > self.fail_after {
             return Err(io::Error::from(io::ErrorKind::StorageFull));
