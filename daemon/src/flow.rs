@@ -13,6 +13,7 @@
 //! on from what is durable.
 
 use std::collections::HashMap;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -50,6 +51,7 @@ use crate::sync::metadata::Metadata;
 use crate::sync::source::Source;
 use crate::sync::survey::{Before, Survey, chosen, published as published_sections, reachable};
 use crate::sync::transfer::{REUSED_TOTAL, Transfer};
+use crate::sync::turns::Turns;
 use crate::sync::{SyncError, ask, blocking, survey};
 
 /// How often a table that moves on while it is read is captured.
@@ -343,39 +345,65 @@ pub async fn describe(
     record: &SpaceRecord,
     job: &Arc<Job>,
 ) -> Result<Described, ApiError> {
+    describe_in_turn(site, space, record, job, &mut Turns::new(site, space, record)).await
+}
+
+/// The same from the first source whose turn it is and that gives what describes the version.
+async fn describe_in_turn(
+    site: &Site,
+    space: &SpaceId,
+    record: &SpaceRecord,
+    job: &Arc<Job>,
+    turns: &mut Turns<'_>,
+) -> Result<Described, ApiError> {
     job.stage("look");
     let standing = look(site, space, record).await?;
-    job.stage("ask");
-    let (source, newest) = ask::newest(site, space, record, &**job).await.or_explain()?;
-    let head = match &record.held {
-        None => newest,
-        Some(id) => held_head(site, space, record, id)?,
-    };
+    loop {
+        job.stage("ask");
+        let (source, newest) = turns.next(&**job).await.or_explain()?;
+        let head = match &record.held {
+            None => newest,
+            Some(id) => held_head(site, space, record, id)?,
+        };
+        match describe_from(site, space, record, (source.clone(), head, standing.clone()), job).await {
+            Ok(described) => return Ok(described),
+            Err(e) => turns.failed(&source, e).or_explain()?,
+        }
+    }
+}
+
+async fn describe_from(
+    site: &Site,
+    space: &SpaceId,
+    record: &SpaceRecord,
+    (source, head, standing): (Arc<Source>, Signed<Head>, Standing),
+    job: &Arc<Job>,
+) -> Result<Described, SyncError> {
     job.stage("describe");
     let metadata = Metadata { catalog: &site.catalog, space: *space, source: &source };
-    let (manifest, annex) = metadata.roots(&head).await.or_explain()?;
+    let (manifest, annex) = metadata.roots(&head).await?;
     for lost in &standing.unread {
         job.note(format!("the list of files of `{}` cannot be read here any more: it is fetched again", lost.section));
     }
     if let Err(e) = metadata.again(&standing.unread).await {
         job.note(format!("a list of files could not be fetched again: {e}"));
     }
-    let sections = wanted_sections(site, space, record, &manifest).or_explain()?;
-    let before = published_sections(&site.catalog.read().or_explain()?, space).or_explain()?;
+    let sections = wanted_sections(site, space, record, &manifest)?;
+    let before = published_sections(&site.catalog.read()?, space)?;
     // What is live with the same tree was read when it was published.
     let same = |s: &Section| before.iter().any(|b| b.section.tree == s.tree);
     let taken = taken(&manifest, &sections, standing.live.as_ref());
     let trees: Vec<_> = taken.iter().filter(|s| s.shallow || !same(s)).map(|s| s.tree.clone()).collect();
-    metadata.pages(&trees).await.or_explain()?;
+    metadata.pages(&trees).await?;
 
     job.stage("plan");
-    let lake = site.lake_of(record)?;
+    let lake = Lake::open(Path::new(&record.lake))?;
     let taken = taken.into_iter().cloned().collect();
-    let survey = compare(site, space, before, taken).await.or_explain()?;
+    let survey = compare(site, space, before, taken).await?;
     let salvage = Arc::new(survey.salvage());
-    let wanted = survey.worth_lists(&site.catalog.read().or_explain()?, space);
-    let lists = metadata.chunk_lists(&annex, &wanted).await.or_explain()?;
-    let (plan, rsync_bytes) = plan(site, space, lake, survey, &lists).await.or_explain()?;
+    let wanted = survey.worth_lists(&site.catalog.read()?, space);
+    let lists = metadata.chunk_lists(&annex, &wanted).await?;
+    let (plan, rsync_bytes) = plan(site, space, lake, survey, &lists).await?;
     Ok(Described { head, manifest, sections, lists, plan, rsync_bytes, standing, source, salvage })
 }
 
@@ -468,25 +496,24 @@ pub struct Arrived {
 pub async fn receive(site: &Site, space: &SpaceId, record: &SpaceRecord, job: &Arc<Job>) -> Result<Arrived, ApiError> {
     let started = Instant::now();
     recover(site, space, record).await?;
-    let described = describe(site, space, record, job).await?;
     let lake = site.lake_of(record)?;
-
-    job.stage("transfer");
-    let received = transfer(site, space, &lake, &described, job).await;
-    let received = received.map_err(|e| in_words(site, space, &described, e)).or_explain()?;
+    let mut turns = Turns::new(site, space, record);
+    let (described, received) = loop {
+        let described = describe_in_turn(site, space, record, job, &mut turns).await?;
+        job.stage("transfer");
+        match transfer(site, space, &lake, &described, job).await {
+            Ok(received) => break (described, received),
+            Err(e) => turns.failed(&described.source, in_words(site, space, &described, e)).or_explain()?,
+        }
+    };
+    let moved_bytes = turns.came_from(&described.source);
     job.stage("verify");
     let verified = verified(site, &lake, received, job).await?;
     let unproven = verified.unproven();
     job.stage("publish");
     let published = published(site, &lake, verified, &described, job).await?;
 
-    Ok(Arrived {
-        moved_bytes: described.source.moved_bytes(),
-        described,
-        published,
-        unproven,
-        seconds: started.elapsed().as_secs_f64(),
-    })
+    Ok(Arrived { moved_bytes, described, published, unproven, seconds: started.elapsed().as_secs_f64() })
 }
 
 /// Brings catalog and live link together again after a kill.

@@ -18,6 +18,7 @@ use crate::clock::now_ms;
 use crate::config::Config;
 use crate::errors::OrExplain;
 use crate::lanes::QuicLane;
+use crate::sync::faults::Faults;
 
 /// A site's own things. Cheap to clone.
 #[derive(Clone)]
@@ -36,6 +37,8 @@ pub struct Inner {
     pub allow_volatile: bool,
     pub readers: Vec<Arc<dyn TableReader>>,
     pub lane: QuicLane,
+    /// Sources that failed lately.
+    pub faults: Faults,
 }
 
 impl std::ops::Deref for Site {

@@ -6,6 +6,7 @@
 
 pub mod lake;
 pub mod liar;
+pub mod mole;
 pub mod net;
 pub mod outsider;
 pub mod pair;

@@ -129,7 +129,7 @@ fn push(hash: Hash) -> Vec<u8> {
     request
 }
 
-fn key_in(home: &Path) -> SecretKey {
+pub(crate) fn key_in(home: &Path) -> SecretKey {
     let path = home.join(KEY_FILE);
     let bytes = std::fs::read(&path).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
     let raw: [u8; 32] = match <[u8; 32]>::try_from(bytes.as_slice()) {

@@ -128,9 +128,14 @@ impl Follow {
         self.0.spaces_changed.notify_one();
     }
 
-    /// A peer told of a head. `new`: this site does not have it yet.
+    /// A peer told of a head. `new`: this site does not have it yet. The word of one that failed lately as a
+    /// source does not end the waiting after a failure, else it could keep this site busy with itself.
     pub fn heard(&self, space: &SpaceId, from: SiteId, new: bool) {
-        if new || self.standings().is_failing(space) {
+        if self.site().faults.rests(space, &from) {
+            if new && !self.standings().is_failing(space) {
+                self.bell(space).ring(None);
+            }
+        } else if new || self.standings().is_failing(space) {
             self.bell(space).ring(Some(from));
         }
     }

@@ -61,7 +61,7 @@ async fn round(
         Err(e) => return (space.short(), Round::Bad(Failing::Wrong, e)),
     };
     if let Some(from) = hint {
-        prefer(&mut record, from);
+        prefer(follow, space, &mut record, from);
     }
     let name = record.name.clone();
     let outcome = come_along(follow, node, space, record, bell).await.unwrap_or_else(|e| match e {
@@ -89,7 +89,7 @@ async fn come_along(
     let site = follow.site();
     let heard = tokio::select! {
         () = follow.stopped() => return Ok(Round::Again),
-        asked = ask::newest(site, space, &record, &Silent) => Err(asked),
+        asked = ask::newest(site, space, &record, &Silent, &[]) => Err(asked),
         from = bell.rung() => Ok(from),
     };
     let asked = match heard {
@@ -98,11 +98,11 @@ async fn come_along(
         // It is asked anew once, so that no ringing can keep it from ever being answered.
         Ok(from) => {
             if let Some(from) = from {
-                prefer(&mut record, from);
+                prefer(follow, space, &mut record, from);
             }
             tokio::select! {
                 () = follow.stopped() => return Ok(Round::Again),
-                asked = ask::newest(site, space, &record, &Silent) => asked,
+                asked = ask::newest(site, space, &record, &Silent, &[]) => asked,
             }
         }
     };
@@ -125,7 +125,7 @@ async fn come_along(
         // A person decided, or brought it, while the question was on its way.
         return Ok(Round::Again);
     }
-    prefer(&mut record, source.peer().site());
+    prefer(follow, space, &mut record, source.peer().site());
     drop(source);
     let failed = if is_newer(&record, live.as_ref(), &head) { Failed::Coming } else { Failed::Mending };
     let sync = node.sync_with(space, &record, false, None, &job).await.map_err(failed)?;
@@ -145,8 +145,11 @@ fn is_newer(record: &SpaceRecord, live: Option<&LiveRecord>, newest: &Head) -> b
     record.held.is_none() && live.is_none_or(|l| l.snapshot != newest.manifest)
 }
 
-/// Asks this site first.
-fn prefer(record: &mut SpaceRecord, site: SiteId) {
+/// Asks this site first, unless it failed lately.
+fn prefer(follow: &Follow, space: &SpaceId, record: &mut SpaceRecord, site: SiteId) {
+    if follow.site().faults.rests(space, &site) {
+        return;
+    }
     record.sources.retain(|s| *s != site);
     record.sources.insert(0, site);
 }

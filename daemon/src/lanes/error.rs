@@ -99,6 +99,8 @@ pub enum FetchError {
     TooLarge { peer: SiteId, lane: &'static str, hash: BlobHash, claimed: u64, limit: u64 },
     #[error("site {} sent nothing of the blob {hash} over {lane} for {seconds} s", peer.short())]
     Stalled { peer: SiteId, lane: &'static str, hash: BlobHash, seconds: u64 },
+    #[error("site {} sent {bytes} bytes of the blob {hash} over {lane} in {seconds} s; {least} are the least that is borne", peer.short())]
+    Slow { peer: SiteId, lane: &'static str, hash: BlobHash, bytes: u64, least: u64, seconds: u64 },
     #[error("the transfer of the blob {hash} from site {} over {lane} broke off: {reason}", peer.short())]
     Broken { peer: SiteId, lane: &'static str, hash: BlobHash, reason: String },
     #[error("the blob {hash} could not be stored: {source}")]
@@ -113,7 +115,10 @@ impl FetchError {
     pub fn is_retryable(&self) -> bool {
         match self {
             FetchError::Lane(e) => e.is_retryable(),
-            FetchError::Corrupt { .. } | FetchError::Stalled { .. } | FetchError::Broken { .. } => true,
+            FetchError::Corrupt { .. }
+            | FetchError::Stalled { .. }
+            | FetchError::Slow { .. }
+            | FetchError::Broken { .. } => true,
             FetchError::NotThere { .. }
             | FetchError::Refused { .. }
             | FetchError::WrongSize { .. }
@@ -126,6 +131,14 @@ impl FetchError {
     /// Whether the peer sent what it must never send.
     pub fn is_corrupt(&self) -> bool {
         matches!(self, FetchError::Corrupt { .. } | FetchError::WrongSize { .. })
+    }
+
+    /// Whether it took long to find out, and would again.
+    pub fn is_slow(&self) -> bool {
+        matches!(
+            self,
+            FetchError::Stalled { .. } | FetchError::Slow { .. } | FetchError::Lane(LaneError::Unreachable { .. })
+        )
     }
 
     /// Whether another peer may well have what this one did not give.

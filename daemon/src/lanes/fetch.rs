@@ -6,7 +6,6 @@
 use std::future::Future;
 use std::ops::Range;
 use std::sync::Arc;
-use std::time::Duration;
 
 use bao_tree::io::BaoContentItem;
 use bao_tree::{BaoTree, ChunkNum, ChunkRanges};
@@ -26,6 +25,7 @@ use tokio::time::timeout;
 
 use super::encode::GROUPS;
 use super::error::{FetchError, LaneError};
+use super::pace::{Lag, Pace};
 use super::peer::Peer;
 use super::quic::ended;
 use super::{LeafSink, QUIC, limits};
@@ -75,7 +75,7 @@ impl Peer {
 
     /// Fetches a whole blob of unknown size, up to `max` bytes.
     pub async fn fetch_small(&self, hash: BlobHash, max: u64) -> Result<Bytes, FetchError> {
-        let get = self.request(hash).await?;
+        let mut get = self.request(hash).await?;
         let header = get.begin(GetRequest::blob(hash.0)).await?;
         let (content, size) = get.size(header).await?;
         if size > max {
@@ -112,7 +112,7 @@ impl Peer {
         sink: &Arc<dyn LeafSink>,
         stats: &mut FetchStats,
     ) -> Result<(), FetchError> {
-        let get = self.request(hash).await?;
+        let mut get = self.request(hash).await?;
         let header = get.begin(GetRequest::blob_ranges(hash.0.into(), chunk_ranges(ranges))).await?;
         let (content, claimed) = get.size(header).await?;
         get.expect_size(claimed, size)?;
@@ -172,15 +172,15 @@ impl Peer {
 
     async fn request(&self, hash: BlobHash) -> Result<Get, FetchError> {
         let lease = self.lease().await?;
-        Ok(Get { peer: self.site(), hash, stall: self.settings().fetch_stall, lease })
+        Ok(Get { peer: self.site(), hash, pace: self.pace(), lease })
     }
 }
 
-/// One request in flight: whom, what, and how long to wait.
+/// One request in flight: whom, what, and how fast it must come.
 struct Get {
     peer: SiteId,
     hash: BlobHash,
-    stall: Duration,
+    pace: Pace,
     lease: super::peer::Lease,
 }
 
@@ -220,9 +220,24 @@ impl Get {
     }
 
     /// The next verified item, or the end.
-    async fn item(&self, content: AtBlobContent<RecvStream>) -> Result<Step, FetchError> {
-        match self.wait(content.next()).await? {
-            BlobContentNext::More((content, Ok(item))) => Ok(Step::Item(content, item)),
+    async fn item(&mut self, content: AtBlobContent<RecvStream>) -> Result<Step, FetchError> {
+        let mut next = std::pin::pin!(content.next());
+        let (next, waited) = loop {
+            let (patience, since) = (self.pace.patience(), Instant::now());
+            match timeout(patience, &mut next).await {
+                Ok(next) => break (next, since.elapsed()),
+                Err(_) => self.pace.after(since.elapsed().max(patience), 0).map_err(|lag| self.lags(lag))?,
+            }
+        };
+        match next {
+            BlobContentNext::More((content, Ok(item))) => {
+                let bytes = match &item {
+                    BaoContentItem::Parent(_) => PAIR_BYTES,
+                    BaoContentItem::Leaf(leaf) => leaf.data.len() as u64,
+                };
+                self.pace.after(waited, bytes).map_err(|lag| self.lags(lag))?;
+                Ok(Step::Item(content, item))
+            }
             BlobContentNext::More((_, Err(e))) => Err(self.decode_failed(e)),
             BlobContentNext::Done(end) => Ok(Step::End(end)),
         }
@@ -230,7 +245,7 @@ impl Get {
 
     /// Hands all items to the writer.
     async fn receive(
-        &self,
+        &mut self,
         mut content: AtBlobContent<RecvStream>,
         writer: &mut Writer,
         stats: &mut FetchStats,
@@ -255,7 +270,7 @@ impl Get {
 
     /// Collects a whole blob in memory; it grows with what arrives.
     async fn collect(
-        &self,
+        &mut self,
         mut content: AtBlobContent<RecvStream>,
         stats: &mut FetchStats,
     ) -> Result<(AtEndBlob<RecvStream>, Bytes), FetchError> {
@@ -279,12 +294,18 @@ impl Get {
 
     /// Waits as long as a peer may be silent.
     async fn wait<T>(&self, work: impl Future<Output = T>) -> Result<T, FetchError> {
-        timeout(self.stall, work).await.map_err(|_| FetchError::Stalled {
-            peer: self.peer,
-            lane: QUIC,
-            hash: self.hash,
-            seconds: self.stall.as_secs(),
-        })
+        let stall = self.pace.stall();
+        timeout(stall, work).await.map_err(|_| self.lags(Lag::Silent(stall)))
+    }
+
+    fn lags(&self, lag: Lag) -> FetchError {
+        let (peer, lane, hash) = (self.peer, QUIC, self.hash);
+        match lag {
+            Lag::Silent(stall) => FetchError::Stalled { peer, lane, hash, seconds: stall.as_secs() },
+            Lag::Slow { bytes, least, within } => {
+                FetchError::Slow { peer, lane, hash, bytes, least, seconds: within.as_secs() }
+            }
+        }
     }
 
     fn decode_failed(&self, e: DecodeError) -> FetchError {

@@ -59,6 +59,15 @@ pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 pub const CONNECTIONS_PER_PEER: usize = 4;
 /// A peer that sends nothing for this long is given up for this request.
 pub const FETCH_STALL: Duration = Duration::from_secs(30);
+/// The least that a peer must send for one request, in bytes a second over a window, where others have
+/// the same. Only waiting for the peer counts.
+pub const HURRIED_BYTES_PER_S: u64 = 4096;
+/// See [`HURRIED_BYTES_PER_S`].
+pub const HURRIED_WINDOW: Duration = Duration::from_secs(10);
+/// The same where nobody else has it, and for the owner.
+pub const PATIENT_BYTES_PER_S: u64 = 1024;
+/// See [`PATIENT_BYTES_PER_S`].
+pub const PATIENT_WINDOW: Duration = Duration::from_secs(60);
 /// Fewest and most verified bytes that are collected before they are written.
 pub const WRITE_BYTES_MIN: usize = 32 * 1024;
 /// See [`WRITE_BYTES_MIN`].

@@ -17,6 +17,7 @@ mod fetch;
 mod flight;
 pub mod limits;
 pub mod message;
+mod pace;
 mod peer;
 mod quic;
 mod serve;

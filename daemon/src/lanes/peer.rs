@@ -4,6 +4,7 @@
 //! time only after the connection that carried it was lost (all messages may be repeated).
 
 use std::net::SocketAddr;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -15,6 +16,7 @@ use tokio::time::timeout;
 use super::admission::CLOSE_DONE;
 use super::error::{LaneError, MessageError};
 use super::flight::Flight;
+use super::pace::Pace;
 use super::quic::{QuicLane, Settings, ended};
 use super::{limits, message};
 
@@ -32,6 +34,8 @@ struct Inner {
     blobs: Mutex<Vec<Pooled>>,
     /// What may be on its way to us.
     flight: Mutex<Flying>,
+    /// Others have the same.
+    hurried: AtomicBool,
     /// Held while a connection for blobs is dialled.
     dialling: tokio::sync::Mutex<()>,
 }
@@ -84,6 +88,7 @@ impl Peer {
             control: Default::default(),
             blobs: Default::default(),
             flight: Mutex::new(flying),
+            hurried: AtomicBool::new(false),
             dialling: Default::default(),
         };
         Self { inner: Arc::new(inner) }
@@ -107,6 +112,21 @@ impl Peer {
         let flying = Flying { flight: Flight::of(left, requests, rtt), connections: requests.clamp(1, most) };
         *self.inner.flight.lock().unwrap_or_else(PoisonError::into_inner) = flying;
         self.pool(|pool| pool.iter().for_each(|p| flying.widen(&p.connection)));
+    }
+
+    /// Others have the same: from here on this one must keep a better pace.
+    pub fn hurry(&self) {
+        self.inner.hurried.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether it must keep the pace of one among others.
+    pub fn is_hurried(&self) -> bool {
+        self.inner.hurried.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn pace(&self) -> Pace {
+        let stall = self.settings().fetch_stall;
+        if self.is_hurried() { Pace::hurried(stall) } else { Pace::patient(stall) }
     }
 
     fn flying(&self) -> Flying {

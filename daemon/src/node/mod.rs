@@ -78,6 +78,7 @@ impl SiteNode {
             config,
             allow_volatile: crate::home::check_media(home.root()).is_err(),
             readers: readers(),
+            faults: Default::default(),
             lane: lane.clone(),
         });
         let policy = Policy::new(catalog, site.id);

@@ -195,7 +195,7 @@ impl SiteNode {
                     // Perhaps it is one that the owner made since.
                     Err(_) => {
                         job.stage("ask");
-                        ask::newest(&self.site, space, &record, &**job).await.or_explain()?;
+                        ask::newest(&self.site, space, &record, &**job, &[]).await.or_explain()?;
                         find()?
                     }
                 };

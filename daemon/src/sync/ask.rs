@@ -46,17 +46,27 @@ const REPLIES_MAX: usize = 2048;
 ///
 /// The sites of the record and the owner are asked one after the other, each a moment after the one
 /// before; other sites with a grant come in when none of these has answered by then. What a site of the
-/// first kind says is taken at once; a third site may be behind, so that others get a little time.
+/// first kind says is taken at once; a third site may be behind, so that others get a little time. Sites that
+/// failed lately come last, and those of `except` are not asked.
 pub async fn newest(
     site: &Site,
     space: &SpaceId,
     record: &SpaceRecord,
     watch: &dyn Watch,
+    except: &[SiteId],
 ) -> Result<(Arc<Source>, Signed<Head>), SyncError> {
     if let Some(why) = &record.frozen {
         return Err(SyncError::Manifest(format!("the space is frozen: {why}")));
     }
-    let mut waiting = VecDeque::from(sources(site, space, record)?);
+    let mut waiting = VecDeque::from(sources(site, space, record, except)?);
+    // With somebody else to turn to, nobody but the owner may dawdle.
+    let others = waiting.iter().filter(|w| !w.addresses.is_empty()).count() > 1;
+    let source_of = |peer: Peer| {
+        if others && peer.site() != record.owner {
+            peer.hurry();
+        }
+        Arc::new(Source::new(peer))
+    };
     let mut asked = FuturesUnordered::<BoxFuture<'_, Answer>>::new();
     let mut failures: Vec<SyncError> = Vec::new();
     let mut best: Option<(Peer, Signed<Head>)> = None;
@@ -65,7 +75,7 @@ pub async fn newest(
         tokio::select! {
             biased;
             Some((source, answer)) = asked.next(), if !asked.is_empty() => match answer {
-                Ok((peer, head)) if source.first => return Ok((Arc::new(Source::new(peer)), head)),
+                Ok((peer, head)) if source.first => return Ok((source_of(peer), head)),
                 Ok((peer, head)) => {
                     if best.as_ref().is_none_or(|(_, b)| b.place() < head.place()) {
                         best = Some((peer, head));
@@ -98,11 +108,11 @@ pub async fn newest(
             else => break,
         }
     }
-    best.map(|(peer, head)| (Arc::new(Source::new(peer)), head)).ok_or_else(|| nobody(failures))
+    best.map(|(peer, head)| (source_of(peer), head)).ok_or_else(|| nobody(failures))
 }
 
 /// A fork has frozen the space: nobody else's word may be taken for it.
-fn is_fork(e: &SyncError) -> bool {
+pub(super) fn is_fork(e: &SyncError) -> bool {
     use sluice_protocol::grants::SuccessionError;
     use sluice_protocol::head::ChainError;
     matches!(
@@ -191,15 +201,15 @@ fn addresses(reader: &Reader, site: &SiteId) -> Result<Vec<SocketAddr>, CatalogE
 struct Ask {
     site: SiteId,
     addresses: Vec<SocketAddr>,
-    /// Named by the record, or the owner; the others come after these.
+    /// Named by the record, or the owner, and not resting; the others come after these.
     first: bool,
 }
 
 /// What a site that was asked said.
 type Answer = (Ask, Result<(Peer, Signed<Head>), SyncError>);
 
-/// Sites to ask, those of the record first, then the owner, then others with a grant.
-fn sources(site: &Site, space: &SpaceId, record: &SpaceRecord) -> Result<Vec<Ask>, SyncError> {
+/// Sites to ask, those of the record first, then the owner, then others with a grant, then those that rest.
+fn sources(site: &Site, space: &SpaceId, record: &SpaceRecord, except: &[SiteId]) -> Result<Vec<Ask>, SyncError> {
     let reader = site.catalog.read()?;
     let mut found: Vec<Ask> = Vec::new();
     for source in record.sources.iter().chain([&record.owner]).filter(|s| **s != site.id) {
@@ -210,6 +220,11 @@ fn sources(site: &Site, space: &SpaceId, record: &SpaceRecord) -> Result<Vec<Ask
     let others = granted(site, space)?.into_iter().filter(|(id, _)| found.iter().all(|f| f.site != *id));
     let others: Vec<_> = others.take(SITES_ASKED_MAX).collect();
     found.extend(others.into_iter().map(|(site, addresses)| Ask { site, addresses, first: false }));
+    found.retain(|f| !except.contains(&f.site));
+    for f in &mut found {
+        f.first &= !site.faults.rests(space, &f.site);
+    }
+    found.sort_by_key(|f| site.faults.rests(space, &f.site));
     Ok(found)
 }
 

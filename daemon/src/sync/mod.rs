@@ -4,10 +4,12 @@
 //! visible, and every step may be killed and begun again without losing what is durable.
 
 pub mod ask;
+pub mod faults;
 pub mod metadata;
 pub mod source;
 pub mod survey;
 pub mod transfer;
+pub mod turns;
 
 use sluice_protocol::codec::CodecError;
 use sluice_protocol::ids::{BlobHash, SiteId};
@@ -58,6 +60,15 @@ pub enum SyncError {
 }
 
 impl SyncError {
+    /// Whether another source may well bring what this one did not.
+    pub fn is_fault_of_source(&self) -> bool {
+        match self {
+            SyncError::Fetch(e) => e.is_fault_of_peer(),
+            SyncError::Corrupt { .. } | SyncError::Gone { .. } => true,
+            _ => false,
+        }
+    }
+
     /// A manifest that breaks a rule.
     pub fn manifest(e: CodecError) -> Self {
         SyncError::Manifest(e.to_string())

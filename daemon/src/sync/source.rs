@@ -18,6 +18,8 @@ use crate::lanes::{FetchError, LeafSink, Peer};
 
 /// Tries of one request before its error stands.
 const TRIES_MAX: u32 = 5;
+/// The same where others have what is asked for.
+const HURRIED_TRIES_MAX: u32 = 3;
 /// Pause before the second try; doubled each time.
 const FIRST_PAUSE: Duration = Duration::from_millis(200);
 
@@ -139,7 +141,9 @@ impl Source {
             }
         }
         *tries += 1;
-        if !e.is_retryable() || *tries >= TRIES_MAX {
+        let hurried = self.peer.is_hurried();
+        let most = if hurried { HURRIED_TRIES_MAX } else { TRIES_MAX };
+        if !e.is_retryable() || *tries >= most || (hurried && e.is_slow()) {
             return Err(e.into());
         }
         tokio::time::sleep(FIRST_PAUSE * 2u32.pow(*tries - 1)).await;

@@ -1,0 +1,70 @@
+//! Whose turn it is: the sources of one sync, one after the other.
+//!
+//! Invariant: a source that failed is not asked again in the same sync; what it brought, proven, stays.
+//! A failure that is ours is no source's, and ends the sync.
+
+use std::sync::Arc;
+
+use sluice_protocol::head::Head;
+use sluice_protocol::ids::{SiteId, SpaceId};
+use sluice_protocol::signed::Signed;
+use sluice_store::catalog::SpaceRecord;
+use sluice_store::watch::Watch;
+
+use super::source::Source;
+use super::{SyncError, ask};
+use crate::site::Site;
+
+/// The turns of one sync.
+pub struct Turns<'a> {
+    site: &'a Site,
+    space: &'a SpaceId,
+    record: &'a SpaceRecord,
+    failed: Vec<SiteId>,
+    /// Why the last source failed.
+    last: Option<SyncError>,
+    /// Bytes that came from those that failed.
+    moved: u64,
+}
+
+impl<'a> Turns<'a> {
+    /// Nobody was asked yet.
+    pub fn new(site: &'a Site, space: &'a SpaceId, record: &'a SpaceRecord) -> Self {
+        Self { site, space, record, failed: Vec::new(), last: None, moved: 0 }
+    }
+
+    /// The next source that answers, and the newest head that it knows. When there is none any more, why
+    /// the last one failed.
+    pub async fn next(&mut self, watch: &dyn Watch) -> Result<(Arc<Source>, Signed<Head>), SyncError> {
+        let asked = ask::newest(self.site, self.space, self.record, watch, &self.failed).await;
+        match (asked, self.last.take()) {
+            (Ok(next), Some(last)) => {
+                watch.note(format!("{last}; site {} is asked instead", next.0.peer().site().short()));
+                Ok(next)
+            }
+            (Err(e), Some(last)) if !ask::is_fork(&e) => Err(last),
+            (asked, _) => asked,
+        }
+    }
+
+    /// A source failed; the error comes back where no other source would help.
+    pub fn failed(&mut self, source: &Source, e: SyncError) -> Result<(), SyncError> {
+        let from = source.peer().site();
+        if !e.is_fault_of_source() {
+            return Err(e);
+        }
+        let owner = from == self.record.owner;
+        let rests_s = if owner { 0 } else { self.site.faults.blame(self.space, &from).as_secs() };
+        tracing::warn!(space = %self.record.name, site = %from.short(), error = %e, rests_s, "a source failed");
+        self.moved += source.moved_bytes();
+        self.failed.push(from);
+        self.last = Some(e);
+        Ok(())
+    }
+
+    /// A source brought the whole version. Returns the bytes that came, from it and from those before it.
+    pub fn came_from(&self, source: &Source) -> u64 {
+        self.site.faults.praise(self.space, &source.peer().site());
+        self.moved + source.moved_bytes()
+    }
+}
