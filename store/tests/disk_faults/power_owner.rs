@@ -96,6 +96,7 @@ impl Owner {
             time_ms: 1,
             not_after_ms: u64::MAX,
             tag: None,
+            untag: None,
             unknown: Default::default(),
         };
         Signed::sign(&self.key, head)
@@ -120,7 +121,7 @@ impl Owner {
     }
 
     fn collect(&self, what: &str) {
-        let retention = Retention { snapshots: KEPT, grace_ms: 0, now_ms: 1 };
+        let retention = Retention { snapshots: KEPT, grace_ms: 0, kept_ms: None, quarantine_ms: None, now_ms: 1 };
         collect(&self.lake, &SPACE, &self.catalog, &retention, false).unwrap_or_else(|e| panic!("{what}: {e}"));
     }
 
