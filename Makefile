@@ -26,7 +26,7 @@ help:
 	@echo 'make demo       build Sluice and let two sites on this machine copy a lake'
 	@echo 'make test       formatting, lints, all tests, docs, dependencies: what CI runs'
 	@echo 'make test-core  tests of everything that needs no table engine: a few minutes'
-	@echo 'make soak       the long tests: kills, power losses, failing disks, bad networks, fuzzing (two hours)'
+	@echo 'make soak       the long tests: kills, power losses, failing disks, bad networks, fuzzing (an hour)'
 	@echo 'make fuzz       fuzz every decoder, each for SECONDS=60'
 	@echo 'make fmt        format the code'
 	@echo 'make lint       clippy, no warnings allowed'

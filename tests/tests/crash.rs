@@ -393,27 +393,27 @@ fn an_owner_is_killed_while_it_opens_its_catalog() {
 }
 
 #[test]
-#[ignore = "soak: each hit of each point of a snapshot and of gc, tens of minutes"]
+#[ignore = "soak: each hit of each point of a snapshot and of gc, minutes"]
 fn an_owner_is_killed_at_every_hit() {
     kill_in(Work::Snapshot, all);
     kill_in(Work::Collecting, all);
 }
 
 #[test]
-#[ignore = "soak: each hit of each point of what an owner does for a peer, tens of minutes"]
+#[ignore = "soak: each hit of each point of what an owner does for a peer, a minute"]
 fn an_owner_that_serves_is_killed_at_every_hit() {
     kill_in(Work::Serving, all);
     kill_in(Work::Admitting, all);
 }
 
 #[test]
-#[ignore = "soak: each hit of each point of a sync, an hour"]
+#[ignore = "soak: each hit of each point of a sync, ten minutes"]
 fn a_replica_is_killed_at_every_hit_of_a_sync() {
     kill_in(Work::Sync, all);
 }
 
 #[test]
-#[ignore = "soak: each hit of each point of a first copy, an hour"]
+#[ignore = "soak: each hit of each point of a first copy, ten minutes"]
 fn a_replica_is_killed_at_every_hit_of_a_first_copy() {
     kill_in(Work::Join, all);
 }
@@ -546,7 +546,7 @@ fn twenty_kills_at_random_moments() {
 }
 
 #[test]
-#[ignore = "soak: a thousand random kills, half an hour"]
+#[ignore = "soak: a thousand random kills, ten minutes"]
 fn a_thousand_kills_at_random_moments() {
     let seed = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).expect("a clock").as_secs() | 1;
     random_kills(1_000, seed);
