@@ -1,6 +1,6 @@
 //! Who gets in, and how far.
 
-use std::net::UdpSocket;
+use std::net::{SocketAddr, UdpSocket};
 use std::time::{Duration, Instant};
 
 use sluice_daemon::lanes::{FetchError, LaneError, QuicConfig, QuicLane, limits};
@@ -90,7 +90,9 @@ async fn the_door_takes_few_at_once() {
         standing.push(crate::hostile::connect(&stranger, &a, sluice_protocol::messages::ALPN_PAIR).await);
     }
     let b = lane(2).await;
-    let peer = b.peer(a.site(), &loopback(&a));
+    // By the same family as the stranger: places are counted by address.
+    let addresses: Vec<_> = loopback(&a).into_iter().filter(SocketAddr::is_ipv4).collect();
+    let peer = b.peer(a.site(), &addresses);
     // Places are taken when the other side has seen the handshake, so the last may still be on its way.
     let until = Instant::now() + Duration::from_secs(5);
     let e = loop {
