@@ -51,7 +51,7 @@ use crate::sync::metadata::Metadata;
 use crate::sync::source::Source;
 use crate::sync::survey::{Before, Survey, chosen, published as published_sections, reachable};
 use crate::sync::transfer::{REUSED_TOTAL, Transfer};
-use crate::sync::turns::Turns;
+use crate::sync::turns::{Answered, Turns};
 use crate::sync::{SyncError, ask, blocking, survey};
 
 /// How often a table that moves on while it is read is captured.
@@ -345,7 +345,7 @@ pub async fn describe(
     record: &SpaceRecord,
     job: &Arc<Job>,
 ) -> Result<Described, ApiError> {
-    describe_in_turn(site, space, record, job, &mut Turns::new(site, space, record)).await
+    describe_in_turn(site, space, record, job, &mut Turns::new(site, space, record, None)).await
 }
 
 /// The same from the first source whose turn it is and that gives what describes the version.
@@ -492,12 +492,18 @@ pub struct Arrived {
     pub seconds: f64,
 }
 
-/// The replica's half: brings the newest version here and makes it live.
-pub async fn receive(site: &Site, space: &SpaceId, record: &SpaceRecord, job: &Arc<Job>) -> Result<Arrived, ApiError> {
+/// The replica's half: brings the newest version here and makes it live; from `first`, if it was asked just now.
+pub async fn receive(
+    site: &Site,
+    space: &SpaceId,
+    record: &SpaceRecord,
+    first: Option<Answered>,
+    job: &Arc<Job>,
+) -> Result<Arrived, ApiError> {
     let started = Instant::now();
     recover(site, space, record).await?;
     let lake = site.lake_of(record)?;
-    let mut turns = Turns::new(site, space, record);
+    let mut turns = Turns::new(site, space, record, first);
     let (described, received) = loop {
         let described = describe_in_turn(site, space, record, job, &mut turns).await?;
         job.stage("transfer");

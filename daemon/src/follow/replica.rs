@@ -126,9 +126,9 @@ async fn come_along(
         return Ok(Round::Again);
     }
     prefer(follow, space, &mut record, source.peer().site());
-    drop(source);
     let failed = if is_newer(&record, live.as_ref(), &head) { Failed::Coming } else { Failed::Mending };
-    let sync = node.sync_with(space, &record, false, None, &job).await.map_err(failed)?;
+    let first = Some((source, head));
+    let sync = node.sync_with(space, &record, false, None, first, &job).await.map_err(failed)?;
     let (snapshot, moved) = (sync.snapshot.short(), sync.bytes_moved);
     tracing::info!(space = %record.name, %snapshot, seq = sync.seq, moved, mended = sync.mended, "came along");
     Ok(Round::Good)

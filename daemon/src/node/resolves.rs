@@ -98,7 +98,7 @@ impl SiteNode {
         kept: &str,
         job: &Arc<Job>,
     ) -> Result<SnapshotId, ApiError> {
-        let synced = self.sync_with(space, record, false, None, job).await.map_err(|e| {
+        let synced = self.sync_with(space, record, false, None, None, job).await.map_err(|e| {
             let hint = format!(
                 "the decision stands, and the local files lie where they were until `sluice sync {}` succeeds",
                 record.name

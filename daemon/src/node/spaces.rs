@@ -187,7 +187,7 @@ impl SiteNode {
         };
         let phrase = phrase(body.site, body.space, &body.secret);
         // What a first try leaves to do, following does.
-        let sync = self.sync_with(&body.space, &record, false, None, &job).await;
+        let sync = self.sync_with(&body.space, &record, false, None, None, &job).await;
         self.follow.spaces_changed();
         let sync = sync?;
         Ok(Joined { phrase, path: record.lake, sync })

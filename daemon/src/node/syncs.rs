@@ -15,6 +15,7 @@ use crate::flow::{Described, describe, receive};
 use crate::jobs::Job;
 use crate::journal;
 use crate::sync::ask;
+use crate::sync::turns::Answered;
 
 /// What `--at` is called for following the owner again.
 const NEWEST: &str = "newest";
@@ -87,16 +88,18 @@ impl SiteNode {
         sink: Arc<dyn ProgressSink>,
     ) -> Result<SpaceSync, ApiError> {
         let job = self.jobs.begin_in_turn(&record.name, "ask", sink).await?;
-        self.sync_with(space, record, dry_run, at, &job).await
+        self.sync_with(space, record, dry_run, at, None, &job).await
     }
 
-    /// Syncs within a job that has begun; `at` is a version to stay at, or `newest` to follow again.
+    /// Syncs within a job that has begun; `at` is a version to stay at, or `newest` to follow again; `first` is a
+    /// source that was asked just now.
     pub(crate) async fn sync_with(
         &self,
         space: &SpaceId,
         record: &SpaceRecord,
         dry_run: bool,
         at: Option<&str>,
+        first: Option<Answered>,
         job: &Arc<Job>,
     ) -> Result<SpaceSync, ApiError> {
         let before = self.site.catalog.read().or_explain()?.live(space).or_explain()?;
@@ -107,7 +110,7 @@ impl SiteNode {
             let bytes_moved = d.plan.fetch_bytes();
             return Ok(SpaceSync { dry_run: true, bytes_moved, mended: d.standing.to_mend, ..report });
         }
-        let arrived = receive(&self.site, space, &record, job).await.inspect_err(|e| {
+        let arrived = receive(&self.site, space, &record, first, job).await.inspect_err(|e| {
             tracing::warn!(space = %record.name, owner = %record.owner.short(), error = %e, "no new version was taken");
         })?;
         self.gc_when_due(space, &record, job).await;

@@ -15,11 +15,16 @@ use super::source::Source;
 use super::{SyncError, ask};
 use crate::site::Site;
 
+/// A source that answered, and the newest head that it knows.
+pub type Answered = (Arc<Source>, Signed<Head>);
+
 /// The turns of one sync.
 pub struct Turns<'a> {
     site: &'a Site,
     space: &'a SpaceId,
     record: &'a SpaceRecord,
+    /// One that has answered already.
+    first: Option<Answered>,
     failed: Vec<SiteId>,
     /// Why the last source failed.
     last: Option<SyncError>,
@@ -28,14 +33,17 @@ pub struct Turns<'a> {
 }
 
 impl<'a> Turns<'a> {
-    /// Nobody was asked yet.
-    pub fn new(site: &'a Site, space: &'a SpaceId, record: &'a SpaceRecord) -> Self {
-        Self { site, space, record, failed: Vec::new(), last: None, moved: 0 }
+    /// With `first`, which was asked just now, or nobody who was asked yet.
+    pub fn new(site: &'a Site, space: &'a SpaceId, record: &'a SpaceRecord, first: Option<Answered>) -> Self {
+        Self { site, space, record, first, failed: Vec::new(), last: None, moved: 0 }
     }
 
     /// The next source that answers, and the newest head that it knows. When there is none any more, why
     /// the last one failed.
-    pub async fn next(&mut self, watch: &dyn Watch) -> Result<(Arc<Source>, Signed<Head>), SyncError> {
+    pub async fn next(&mut self, watch: &dyn Watch) -> Result<Answered, SyncError> {
+        if let Some(first) = self.first.take() {
+            return Ok(first);
+        }
         let asked = ask::newest(self.site, self.space, self.record, watch, &self.failed).await;
         match (asked, self.last.take()) {
             (Ok(next), Some(last)) => {
