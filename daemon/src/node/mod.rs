@@ -28,6 +28,7 @@ use crate::config::Config;
 use crate::errors::OrExplain;
 use crate::flow;
 use crate::follow::Follow;
+use crate::heads;
 use crate::home::Home;
 use crate::jobs::Jobs;
 use crate::lanes::{QuicConfig, QuicLane};
@@ -169,13 +170,13 @@ async fn tend(site: Site, jobs: Jobs, setback: Arc<Setback>) {
 
 /// Signs a head again when it is time, unless this site was set back.
 async fn renew(site: &Site, space: &SpaceId, record: &SpaceRecord, setback: &Setback) -> Result<(), ApiError> {
-    if !flow::is_renewal_due(site, space).or_explain()? {
+    if !heads::is_renewal_due(site, space).or_explain()? {
         return Ok(());
     }
     setback.check(site, space, record).await?;
     let (site, space, record) = (site.clone(), *space, record.clone());
     flow::off_reactor(move || {
-        flow::renew(&site, &space).or_explain()?;
+        heads::renew(&site, &space).or_explain()?;
         flow::keep_deed(&site, &space, &record);
         Ok(())
     })

@@ -168,7 +168,7 @@ impl SiteNode {
         self.setback.check(&self.site, &space, &record).await?;
         let (site, of, wanted) = (self.site.clone(), record.clone(), tag.clone());
         let taken_back = off_reactor(move || {
-            let done = crate::flow::untag(&site, &space, &wanted).or_explain()?;
+            let done = crate::heads::untag(&site, &space, &wanted).or_explain()?;
             crate::flow::keep_deed(&site, &space, &of);
             Ok(done)
         });

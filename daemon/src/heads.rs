@@ -1,0 +1,74 @@
+//! Heads that an owner signs without a new snapshot: a quiet space's head is renewed, a tag is taken back.
+//!
+//! Invariant: such a head names the manifest of the one before it, and follows it in the chain.
+
+use sluice_protocol::head::{Head, Tags};
+use sluice_protocol::ids::SpaceId;
+use sluice_protocol::limits::HEAD_LIFE_MS;
+use sluice_protocol::signed::Signed;
+use sluice_store::catalog::{CatalogError, SiteLookup};
+
+use crate::clock::now_ms;
+use crate::journal;
+use crate::site::Site;
+
+/// Whether half the life of the newest head is over.
+pub fn is_renewal_due(site: &Site, space: &SpaceId) -> Result<bool, CatalogError> {
+    let newest = site.catalog.read()?.newest_head(space, &site.id)?;
+    Ok(newest.is_some_and(|h| now_ms() >= h.time_ms.saturating_add(HEAD_LIFE_MS / 2)))
+}
+
+/// Signs the newest head of a quiet space again when half its life is over.
+pub fn renew(site: &Site, space: &SpaceId) -> Result<(), CatalogError> {
+    let Some(old) = site.catalog.read()?.newest_head(space, &site.id)? else { return Ok(()) };
+    let now = now_ms();
+    if now < old.time_ms.saturating_add(HEAD_LIFE_MS / 2) {
+        return Ok(());
+    }
+    site.catalog.write(|b| {
+        // A snapshot may have been signed meanwhile.
+        if b.newest_head(space, &site.id)?.is_none_or(|newest| newest.id() != old.id()) {
+            return Ok(());
+        }
+        b.put_head(&Signed::sign(
+            &site.key,
+            Head {
+                seq: old.seq + 1,
+                prev: Some(old.id()),
+                time_ms: now,
+                not_after_ms: now.saturating_add(HEAD_LIFE_MS),
+                tag: None,
+                untag: None,
+                ..(*old).clone()
+            },
+        ))
+    })
+}
+
+/// Signs a head that takes a tag back; the version that bore it is the answer, none where no version bears it.
+pub fn untag(site: &Site, space: &SpaceId, tag: &str) -> Result<Option<(Signed<Head>, Signed<Head>)>, CatalogError> {
+    let now = now_ms();
+    site.catalog.write(|b| {
+        let heads = b.heads_since(space, &site.id, (0, 0), usize::MAX)?;
+        let mut tags = Tags::default();
+        let mut newest_first = heads.iter().rev();
+        let stands = |h: &&Signed<Head>| tags.standing(h.tag.as_deref(), h.untag.as_deref()).as_deref() == Some(tag);
+        let Some((newest, bore)) = heads.last().zip(newest_first.find(stands)) else { return Ok(None) };
+        let head = Signed::sign(
+            &site.key,
+            Head {
+                seq: newest.seq + 1,
+                prev: Some(newest.id()),
+                time_ms: now,
+                not_after_ms: now.saturating_add(HEAD_LIFE_MS),
+                tag: None,
+                untag: Some(tag.to_string()),
+                ..(**newest).clone()
+            },
+        );
+        b.put_head(&head)?;
+        let text = format!("`{tag}` of {} (seq {}) was taken back (seq {})", bore.manifest, bore.seq, head.seq);
+        journal::write(b, "untagged", Some(*space), None, &text)?;
+        Ok(Some((bore.clone(), head)))
+    })
+}
