@@ -10,9 +10,11 @@
 //! (`fsync` of the folder that holds them). [`Unsynced`] collects both for one barrier.
 
 use std::collections::BTreeSet;
+use std::ffi::{OsStr, OsString};
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
+use std::os::unix::ffi::OsStrExt;
 
 use rustix::fs::{AtFlags, FileType, FlockOperation, Mode, OFlags};
 use rustix::io::Errno;
@@ -139,12 +141,7 @@ impl Folder {
 
     /// What lies under `name`; `None` when nothing does.
     pub fn look(&self, name: &str) -> io::Result<Option<Seen>> {
-        check_single(name)?;
-        match rustix::fs::statat(&self.0, name, AtFlags::SYMLINK_NOFOLLOW) {
-            Ok(stat) => Ok(Some(seen(&stat))),
-            Err(Errno::NOENT) => Ok(None),
-            Err(e) => Err(e.into()),
-        }
+        self.look_raw(OsStr::new(name))
     }
 
     /// The names in the folder, sorted; names that are not UTF-8 are left out and counted.
@@ -161,6 +158,36 @@ impl Folder {
         }
         names.sort();
         Ok((names, strange))
+    }
+
+    /// The names in the folder that are not UTF-8.
+    pub fn strange_names(&self) -> io::Result<Vec<OsString>> {
+        let mut names = Vec::new();
+        for entry in rustix::fs::Dir::read_from(&self.0)? {
+            let entry = entry?;
+            if entry.file_name().to_str().is_err() {
+                names.push(OsStr::from_bytes(entry.file_name().to_bytes()).to_os_string());
+            }
+        }
+        names.sort();
+        Ok(names)
+    }
+
+    /// As [`Folder::look`], for any name.
+    pub fn look_raw(&self, name: &OsStr) -> io::Result<Option<Seen>> {
+        check_single_bytes(name.as_bytes())?;
+        match rustix::fs::statat(&self.0, name, AtFlags::SYMLINK_NOFOLLOW) {
+            Ok(stat) => Ok(Some(seen(&stat))),
+            Err(Errno::NOENT) => Ok(None),
+            Err(e) => Err(e.into()),
+        }
+    }
+
+    /// As [`Folder::move_to`], for any names.
+    pub fn move_raw(&self, name: &OsStr, to: &Folder, new: &OsStr) -> io::Result<()> {
+        check_single_bytes(name.as_bytes())?;
+        check_single_bytes(new.as_bytes())?;
+        disk::rename_raw(to.1, (self.0.as_fd(), name), (to.0.as_fd(), new))
     }
 
     /// The text of the link `name`.
@@ -256,7 +283,11 @@ fn gone(result: io::Result<()>) -> io::Result<()> {
 
 /// The last line of defence: callers hand in names from a `LakePath`, which has been checked.
 fn check_single(name: &str) -> io::Result<()> {
-    if name.is_empty() || name == "." || name == ".." || name.contains(['/', '\0']) {
+    check_single_bytes(name.as_bytes())
+}
+
+fn check_single_bytes(name: &[u8]) -> io::Result<()> {
+    if name.is_empty() || name == b"." || name == b".." || name.contains(&b'/') || name.contains(&0) {
         return Err(io::ErrorKind::InvalidInput.into());
     }
     Ok(())

@@ -2,7 +2,9 @@
 
 mod replica_world;
 
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
 
 use replica_world::*;
 use sluice_protocol::manifest::SectionKind::{Delta, Raw};
@@ -154,6 +156,10 @@ fn edits() -> Vec<Edit> {
             std::fs::rename(w.dir.path().join("new"), w.at("mixed/note.txt")).unwrap();
         }),
         ("added to a shallow section", "mixed", |w| std::fs::write(w.at("mixed/mine"), b"mine").unwrap()),
+        ("a name that is not UTF-8 in a section", "raw", |w| std::fs::write(odd(&w.at("raw/d")), b"mine").unwrap()),
+        ("a name that is not UTF-8 in a shallow section", "mixed", |w| {
+            std::fs::write(odd(&w.at("mixed")), b"mine").unwrap();
+        }),
         ("top link replaced by a file", ".", |w| {
             std::fs::remove_file(w.at("README")).unwrap();
             std::fs::write(w.at("README"), b"mine").unwrap();
@@ -190,10 +196,24 @@ fn diverged(world: &World) -> Vec<String> {
     live.sections.iter().filter(|s| s.stays()).map(|s| s.name().to_string()).collect()
 }
 
+/// A path in a folder whose last name is not UTF-8.
+fn odd(folder: &Path) -> PathBuf {
+    folder.join(std::ffi::OsStr::from_bytes(b"m\xffine"))
+}
+
 /// The visible files that hold what the person wrote.
 fn mine_visible(world: &World) -> usize {
-    let shown = listing(&world.at(""));
-    shown.iter().filter(|p| std::fs::read(world.at(p)).is_ok_and(|b| b == b"mine")).count()
+    let mut found = 0;
+    let mut todo: Vec<PathBuf> = std::fs::read_dir(world.at("")).unwrap().map(|e| e.unwrap().path()).collect();
+    todo.retain(|p| !p.ends_with(".sluice"));
+    while let Some(path) = todo.pop() {
+        if path.is_dir() {
+            todo.extend(std::fs::read_dir(&path).unwrap().map(|e| e.unwrap().path()));
+        } else if std::fs::read(&path).is_ok_and(|b| b == b"mine") {
+            found += 1;
+        }
+    }
+    found
 }
 
 #[test]
@@ -407,5 +427,20 @@ fn what_a_person_did_is_found_without_the_pages_too() {
         let kept = mine(&world);
         assert!(kept.len() == 1 && kept[0].starts_with(".sluice/kept/now"), "{what}: {kept:?}");
         assert_eq!(listing(&world.at(".sluice/kept")).len(), 1, "{what}: only the edit is kept aside");
+    }
+}
+
+#[test]
+fn a_name_that_is_not_utf8_between_sections_stays_in_view() {
+    let between = |n: usize| vec![part("area/one", Raw, vec![file("n", n.to_string())]), part("area/two", Raw, vec![])];
+    let world = World::new();
+    sync(&world, &between(1));
+    std::fs::write(odd(&world.at("area")), b"mine").unwrap();
+    std::fs::create_dir(odd(&world.at("area")).with_extension("d")).unwrap();
+    std::fs::write(odd(&odd(&world.at("area")).with_extension("d")), b"mine").unwrap();
+    for n in 2..6 {
+        assert!(sync(&world, &between(n)).cleaned.kept.is_empty());
+        assert_eq!(diverged(&world), [""; 0]);
+        assert_eq!((mine(&world).len(), mine_visible(&world)), (2, 2), "version {n}");
     }
 }

@@ -15,6 +15,7 @@ pub mod faults;
 pub mod trace;
 mod whole;
 
+use std::ffi::OsStr;
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
@@ -247,17 +248,27 @@ pub fn link(room: Room, from: Name<'_>, to: Name<'_>) -> io::Result<()> {
 pub fn rename(room: Room, from: Name<'_>, to: Name<'_>, taken: Taken) -> io::Result<()> {
     let act = || match taken {
         Taken::Replace => Ok(rustix::fs::renameat(from.0, from.1, to.0, to.1)?),
-        Taken::Refuse => match rustix::fs::renameat_with(from.0, from.1, to.0, to.1, RenameFlags::NOREPLACE) {
-            Ok(()) => Ok(()),
-            // Some file systems know no flags: a link never replaces either.
-            Err(Errno::INVAL | Errno::NOSYS | Errno::OPNOTSUPP) => {
-                rustix::fs::linkat(from.0, from.1, to.0, to.1, AtFlags::empty())?;
-                Ok(rustix::fs::unlinkat(from.0, from.1, AtFlags::empty())?)
-            }
-            Err(e) => Err(e.into()),
-        },
+        Taken::Refuse => rename_free((from.0, OsStr::new(from.1)), (to.0, OsStr::new(to.1))),
     };
     perform(room, Effect::Rename(from, to, taken), act)
+}
+
+fn rename_free(from: (BorrowedFd<'_>, &OsStr), to: (BorrowedFd<'_>, &OsStr)) -> io::Result<()> {
+    match rustix::fs::renameat_with(from.0, from.1, to.0, to.1, RenameFlags::NOREPLACE) {
+        Ok(()) => Ok(()),
+        // Some file systems know no flags: a link never replaces either.
+        Err(Errno::INVAL | Errno::NOSYS | Errno::OPNOTSUPP) => {
+            rustix::fs::linkat(from.0, from.1, to.0, to.1, AtFlags::empty())?;
+            Ok(rustix::fs::unlinkat(from.0, from.1, AtFlags::empty())?)
+        }
+        Err(e) => Err(e.into()),
+    }
+}
+
+/// Renames what has a name that is not UTF-8, onto a free name.
+pub fn rename_raw(room: Room, from: (BorrowedFd<'_>, &OsStr), to: (BorrowedFd<'_>, &OsStr)) -> io::Result<()> {
+    let (old, new) = (from.1.to_string_lossy(), to.1.to_string_lossy());
+    perform(room, Effect::Rename((from.0, &old), (to.0, &new), Taken::Refuse), || rename_free(from, to))
 }
 
 /// Removes a file or link; `NotFound` when there is none.

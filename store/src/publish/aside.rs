@@ -8,9 +8,11 @@
 //! names at every moment. Stopped anywhere, the next run does the rest.
 
 use std::collections::BTreeSet;
+use std::ffi::OsStr;
 use std::io;
+use std::os::unix::ffi::OsStrExt;
 
-use sluice_protocol::codec::{Dec, Enc, Wire};
+use sluice_protocol::codec::{Bytes, Dec, Enc, Wire};
 use sluice_protocol::ids::SpaceId;
 use sluice_protocol::path::OWN_FOLDER;
 use sluice_protocol::record;
@@ -33,6 +35,8 @@ record! {
     pub struct Move {
         0 => from: String,
         1 => to: String,
+        /// A name that is not UTF-8: `from` and `to` are the folders that it leaves and comes to.
+        2 => raw: Option<Bytes>,
     }
 }
 
@@ -43,8 +47,21 @@ record! {
     }
 }
 
-fn rename(from: String, to: String) -> Move {
-    Move { from, to, unknown: Default::default() }
+pub(super) fn rename(from: String, to: String) -> Move {
+    Move { from, to, raw: None, unknown: Default::default() }
+}
+
+/// Moves the name `raw`, which both paths show in place of their last name, as it is.
+pub(super) fn rename_any(from: String, to: String, raw: Option<&OsStr>) -> Move {
+    match raw {
+        None => rename(from, to),
+        Some(raw) => Move {
+            from: split(&from).0.to_string(),
+            to: split(&to).0.to_string(),
+            raw: Some(Bytes(raw.as_bytes().to_vec())),
+            unknown: Default::default(),
+        },
+    }
 }
 
 /// Damaged files leave the folder that older generations show.
@@ -65,7 +82,7 @@ pub(super) fn of_changes(section: &LiveSection, old: &Old<'_, '_>, found: &Inspe
         let from = format!("{OWN_FOLDER}/{SECTIONS_FOLDER}/{}/{}", section.folder, c.path);
         let shown = sluice_protocol::path::LakePath::parse(&c.path);
         let shown = shown.map_or_else(|_| format!("{}/{}", section.name(), c.path), |p| old.shown(&p));
-        rename(from, format!("{OWN_FOLDER}/{kept}/{shown}"))
+        rename_any(from, format!("{OWN_FOLDER}/{kept}/{shown}"), c.raw.as_deref())
     });
     let tops = section.taken_tops().map(|top| rename(top.to_string(), format!("{OWN_FOLDER}/{kept}.top/{top}")));
     tops.chain(inside).collect()
@@ -124,6 +141,9 @@ pub(super) fn finish(hands: &Hands<'_>) -> Result<u64, PublishError> {
 
 fn one(hands: &Hands<'_>, m: &Move) -> Result<bool, PublishError> {
     let failed = |e| hands.failed(&m.from, e);
+    if let Some(raw) = &m.raw {
+        return one_raw(hands, m, OsStr::from_bytes(&raw.0));
+    }
     let (folder, name) = split(&m.from);
     let from = match descend(hands, folder) {
         Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(false),
@@ -138,6 +158,29 @@ fn one(hands: &Hands<'_>, m: &Move) -> Result<bool, PublishError> {
         let free = if n == 0 { wanted.to_string() } else { format!("{wanted}.{n}") };
         if to.look(&free).map_err(failed)?.is_none() {
             hands.rename((&from, name), (&to, &free), &m.from)?;
+            return Ok(true);
+        }
+    }
+    Err(PublishError::Occupied { path: hands.lake.root().join(&m.to) })
+}
+
+fn one_raw(hands: &Hands<'_>, m: &Move, name: &OsStr) -> Result<bool, PublishError> {
+    let failed = |e| hands.failed(&m.from, e);
+    let from = match descend(hands, &m.from) {
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(false),
+        other => other.map_err(failed)?,
+    };
+    if from.look_raw(name).map_err(failed)?.is_none() {
+        return Ok(false);
+    }
+    let to = hands.make_path(&m.to)?;
+    for n in 0..NAMES_TRIED_MAX {
+        let mut free = name.to_os_string();
+        if n > 0 {
+            free.push(format!(".{n}"));
+        }
+        if to.look_raw(&free).map_err(failed)?.is_none() {
+            from.move_raw(name, &to, &free).map_err(failed)?;
             return Ok(true);
         }
     }

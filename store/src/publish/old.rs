@@ -5,6 +5,7 @@
 //! removed is named, and comes back.
 
 use std::collections::BTreeMap;
+use std::ffi::OsString;
 use std::io;
 
 use sluice_protocol::ids::{BlobHash, SnapshotId, SpaceId};
@@ -69,7 +70,7 @@ type Tolerated = BTreeMap<LakePath, Vec<(BlobHash, u64)>>;
 
 /// What is said of a file with other bytes than were published.
 const CHANGED: &str = "was changed here";
-const NOT_UTF8: &str = "holds a name that is not UTF-8";
+const NOT_UTF8: &str = "was added here, with a name that is not UTF-8";
 
 /// How the folder of a published section differs from what was published there.
 #[derive(Debug, Default)]
@@ -109,6 +110,8 @@ pub(super) struct Change {
     pub path: String,
     pub what: &'static str,
     pub print: Option<Fingerprint>,
+    /// The name as it is, when it is not UTF-8; `path` shows it as well as it can be shown.
+    pub raw: Option<OsString>,
 }
 
 /// See [`Inspection::proven`].
@@ -124,12 +127,12 @@ pub(super) struct Proven {
 
 impl Inspection {
     fn change(&mut self, path: &str, what: &'static str, seen: &Seen) {
-        self.changes.push(Change { path: path.to_string(), what, print: Some(seen.print.clone()) });
+        self.changes.push(Change { path: path.to_string(), what, print: Some(seen.print.clone()), raw: None });
     }
 }
 
 /// What lies under a path: what it is, and the text of a link.
-type Found = (String, Seen, Option<String>);
+pub(crate) type Found = (String, Seen, Option<String>);
 
 /// A section whose folder is not live any more.
 pub(super) enum Retired {
@@ -260,7 +263,8 @@ impl<'h, 'a> Old<'h, 'a> {
         let entries = self.entries.iter();
         let mut wanted = entries.clone().filter(|e| self.lies_in_folder(e)).peekable();
         let mut failed = None;
-        let walked = walk(&folder, "", &mut |seen| {
+        let mut strange = Vec::new();
+        let mut each = |seen: Found| {
             while let Some(entry) = wanted.next_if(|e| *e.path.as_str() < *seen.0) {
                 found.removed.push(self.removed(entry));
             }
@@ -270,15 +274,12 @@ impl<'h, 'a> Old<'h, 'a> {
             };
             failed = checked.err();
             failed.is_none()
-        });
-        match walked {
-            Ok(_) => {}
-            Err(e) if e.kind() == io::ErrorKind::InvalidData => {
-                found.changes.push(Change { path: String::new(), what: NOT_UTF8, print: None });
-                return Ok(found);
-            }
-            Err(e) => return Err(self.hands.failed(&shown, e)),
-        }
+        };
+        let mut odd = |path: String, raw: OsString, seen: Seen| {
+            strange.push(Change { path, what: NOT_UTF8, print: Some(seen.print), raw: Some(raw) });
+        };
+        walk_all(&folder, "", &mut each, &mut odd).map_err(|e| self.hands.failed(&shown, e))?;
+        found.changes.append(&mut strange);
         if let Some(e) = failed {
             return Err(e);
         }
@@ -417,16 +418,31 @@ impl<'h, 'a> Old<'h, 'a> {
     }
 }
 
-/// Every file and link below a folder, by path; stops when `each` says `false`.
-pub(crate) fn walk(
+/// Every file and link below a folder, by path; stops when `each` says `false`. Fails at a name that is not
+/// UTF-8.
+pub(crate) fn walk(folder: &Folder, prefix: &str, each: &mut dyn FnMut(Found) -> bool) -> io::Result<bool> {
+    let mut first = None;
+    let done = walk_all(folder, prefix, each, &mut |path, _, _| {
+        first.get_or_insert(path);
+    })?;
+    match first {
+        None => Ok(done),
+        Some(path) => Err(io::Error::new(io::ErrorKind::InvalidData, format!("the name of `{path}` is not UTF-8"))),
+    }
+}
+
+/// As [`walk`]; names that are not UTF-8 go to `odd`, with a path that shows them as well as it can.
+fn walk_all(
     folder: &Folder,
     prefix: &str,
-    each: &mut dyn FnMut((String, Seen, Option<String>)) -> bool,
+    each: &mut dyn FnMut(Found) -> bool,
+    odd: &mut dyn FnMut(String, OsString, Seen),
 ) -> io::Result<bool> {
     let (names, strange) = folder.names()?;
-    if strange > 0 {
-        let text = format!("{strange} names in `{prefix}` are not UTF-8");
-        return Err(io::Error::new(io::ErrorKind::InvalidData, text));
+    for name in if strange > 0 { folder.strange_names()? } else { vec![] } {
+        if let Some(seen) = folder.look_raw(&name)? {
+            odd(format!("{prefix}{}", name.to_string_lossy()), name, seen);
+        }
     }
     let mut all = Vec::with_capacity(names.len());
     for name in names {
@@ -438,7 +454,7 @@ pub(crate) fn walk(
     all.sort_by(|a, b| a.0.cmp(&b.0));
     for (path, name, seen) in all {
         let go_on = match seen.kind {
-            Kind::Folder => walk(&folder.open(&name)?, &path, each)?,
+            Kind::Folder => walk_all(&folder.open(&name)?, &path, each, odd)?,
             Kind::Link => {
                 let text = folder.read_link(&name)?;
                 each((path, seen, Some(text)))

@@ -8,12 +8,13 @@
 //! losing side of a decision is kept.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::ffi::OsString;
 
 use sluice_protocol::manifest::{Entry, EntryKind};
 use sluice_protocol::path::{LakePath, OWN_FOLDER};
 
 use super::PublishError;
-use super::aside::Move;
+use super::aside::{Move, rename_any};
 use super::generation::link_to;
 use super::hands::{GENERATIONS_FOLDER, Hands};
 use super::old::lake_path;
@@ -24,8 +25,10 @@ use crate::durable::{Folder, Kind, Seen};
 /// Something in the generation that is not ours.
 #[derive(Debug, Clone)]
 pub(super) struct Stray {
-    /// In the lake.
+    /// In the lake; a name that is not UTF-8 is shown as well as it can be.
     pub path: String,
+    /// The name as it is, when it is not UTF-8.
+    pub raw: Option<OsString>,
     /// It has the place of one of our links.
     pub replaced: bool,
     /// The section whose folder or whose link it lies in; none for a folder between sections.
@@ -124,8 +127,15 @@ impl Expected {
         found: &mut Found,
         met: &mut BTreeSet<String>,
     ) -> std::io::Result<()> {
-        let unread = self.unread.contains(prefix.trim_end_matches('/'));
-        for name in folder.names()?.0 {
+        let here = prefix.trim_end_matches('/');
+        let (unread, shallow) = (self.unread.contains(here), self.shallow.get(here).copied());
+        let (names, strange) = folder.names()?;
+        for name in if strange > 0 { folder.strange_names()? } else { vec![] } {
+            let Some(seen) = folder.look_raw(&name)? else { continue };
+            let path = format!("{prefix}{}", name.to_string_lossy());
+            found.strays.push(Stray { path, raw: Some(name), replaced: false, section: shallow, seen });
+        }
+        for name in names {
             let Some(seen) = folder.look(&name)? else { continue };
             let path = format!("{prefix}{name}");
             let ours = self.links.get(&path);
@@ -142,9 +152,8 @@ impl Expected {
                 _ => false,
             };
             if !same {
-                let section =
-                    ours.map(|(at, _)| *at).or_else(|| self.shallow.get(prefix.trim_end_matches('/')).copied());
-                found.strays.push(Stray { path, replaced: ours.is_some(), section, seen });
+                let section = ours.map(|(at, _)| *at).or(shallow);
+                found.strays.push(Stray { path, raw: None, replaced: ours.is_some(), section, seen });
             }
         }
         Ok(())
@@ -160,14 +169,14 @@ fn above(path: &str) -> Vec<String> {
 /// The stray goes on into the next generation.
 pub(super) fn carry(stray: &Stray, from: u64, to: u64) -> Move {
     let at = |number: u64| format!("{OWN_FOLDER}/{GENERATIONS_FOLDER}/{number}/{}", stray.path);
-    Move { from: at(from), to: at(to), unknown: Default::default() }
+    rename_any(at(from), at(to), stray.raw.as_deref())
 }
 
 /// The stray gives way to the owner's version.
 pub(super) fn put_away(stray: &Stray, generation: u64, kept: &str) -> Move {
-    Move {
-        from: format!("{OWN_FOLDER}/{GENERATIONS_FOLDER}/{generation}/{}", stray.path),
-        to: format!("{OWN_FOLDER}/{kept}/{}", stray.path),
-        unknown: Default::default(),
-    }
+    rename_any(
+        format!("{OWN_FOLDER}/{GENERATIONS_FOLDER}/{generation}/{}", stray.path),
+        format!("{OWN_FOLDER}/{kept}/{}", stray.path),
+        stray.raw.as_deref(),
+    )
 }

@@ -329,7 +329,7 @@ pub fn listing(root: &Path) -> Vec<String> {
 fn list(folder: &Path, prefix: &str, found: &mut Vec<String>, depth: usize) {
     assert!(depth < 20, "a loop of links at {}", folder.display());
     for entry in std::fs::read_dir(folder).unwrap().map(Result::unwrap) {
-        let name = entry.file_name().into_string().unwrap();
+        let name = entry.file_name().to_string_lossy().into_owned();
         if prefix.is_empty() && name == ".sluice" {
             continue;
         }
