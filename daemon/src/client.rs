@@ -212,6 +212,7 @@ fn route(op: &Operation) -> (Method, String, Option<Value>) {
         Operation::SnapshotDiff { space, from, to } => {
             get(of(space, &format!("/diff{}", query(&[("from", Some(from)), ("to", to.as_deref())]))))
         }
+        Operation::ResolveFork { space, head } => post(of(space, "/fork"), json!({"head": head})),
         Operation::SnapshotUntag { space, tag } => delete(of(space, &format!("/tags/{}", encoded(tag)))),
         Operation::Sync { space: Some(space), dry_run, at } => {
             post(of(space, "/sync"), json!({"dry_run": dry_run, "at": at}))

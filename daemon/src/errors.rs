@@ -6,6 +6,7 @@
 use std::io;
 
 use sluice_protocol::api::{ApiError, Failure};
+use sluice_protocol::head::ChainError;
 use sluice_protocol::messages::{
     REFUSED_EXPIRED, REFUSED_GRANT, REFUSED_LATER, REFUSED_NO_HEAD, REFUSED_TICKET, REFUSED_USED,
 };
@@ -314,6 +315,12 @@ impl Explain for NewsError {
     fn hint(&self) -> Option<String> {
         match self {
             NewsError::Catalog(e) => Explain::hint(e),
+            NewsError::Chain(ChainError::Fork { .. }) => hint(
+                "the space is frozen here: ask the owner which head is the right one; `sluice resolve SPACE` shows both, and `--fork HEAD` goes on from one",
+            ),
+            NewsError::SetAside(_) => hint(
+                "ask the owner which head is the right one; `sluice resolve SPACE` shows the branches, and `--fork HEAD` takes another one",
+            ),
             NewsError::Chain(_) | NewsError::Grants(_) => {
                 hint("ask the owner: the source was set back to an older state, or somebody rewrites its history")
             }
@@ -325,7 +332,7 @@ impl Explain for NewsError {
 impl Explain for SyncError {
     fn failure(&self) -> Failure {
         match self {
-            SyncError::Manifest(_) | SyncError::Corrupt { .. } => Failure::Verification,
+            SyncError::Manifest(_) | SyncError::Frozen(_) | SyncError::Corrupt { .. } => Failure::Verification,
             SyncError::Stopped | SyncError::Worker(_) => Failure::Incomplete,
             SyncError::Gone { .. } | SyncError::NoRoom { .. } => Failure::Incomplete,
             SyncError::NothingGranted => Failure::Error,
@@ -346,6 +353,9 @@ impl Explain for SyncError {
                 hint("check that the other site runs and that its UDP port is open from here")
             }
             SyncError::Refused { code, .. } => refusal_hint(*code),
+            SyncError::Frozen(_) => hint(
+                "`sluice resolve SPACE` shows the branches of its history, and `--fork HEAD` goes on from one of them",
+            ),
             SyncError::Corrupt { .. } => {
                 hint("nothing wrong was kept; check the other site's disk with `sluice verify --deep` there")
             }

@@ -10,6 +10,7 @@ pub mod doctor;
 pub mod errors;
 pub mod flow;
 pub mod follow;
+pub mod fork;
 pub mod heads;
 pub mod holdings;
 pub mod home;

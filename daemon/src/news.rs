@@ -7,14 +7,14 @@ use sluice_protocol::card::SiteCard;
 use sluice_protocol::codec::Bytes;
 use sluice_protocol::grants::{GrantSet, SuccessionError};
 use sluice_protocol::head::{ChainError, Head, check_chain};
-use sluice_protocol::ids::{SiteId, SpaceId};
+use sluice_protocol::ids::{HeadId, SiteId, SpaceId};
 use sluice_protocol::limits::{CARDS_MAX, HEADS_PER_REPLY_MAX};
 use sluice_protocol::messages::{HeadsRequest, REFUSED_GRANT, REFUSED_LATER, REFUSED_NO_HEAD, Refusal, SpaceNews};
 use sluice_protocol::signed::{Signed, SignedError};
 use sluice_store::catalog::{Batch, Catalog, CatalogError, SiteLookup};
 
 use crate::clock::now_ms;
-use crate::journal;
+use crate::fork;
 use crate::policy::{Policy, Reach};
 
 /// Why a peer's news is not believed.
@@ -28,6 +28,8 @@ pub enum NewsError {
     Grants(#[from] SuccessionError),
     #[error("{0}")]
     Chain(#[from] ChainError),
+    #[error("the peer tells of a branch (head {0}) that a person here decided against")]
+    SetAside(HeadId),
     #[error(transparent)]
     Catalog(#[from] CatalogError),
 }
@@ -68,7 +70,14 @@ pub fn believe(b: &impl SiteLookup, space: &SpaceId, news: &SpaceNews, now: u64)
     let heads = news.heads.iter().map(head).collect::<Result<Vec<_>, _>>()?;
     let owner = grants.genesis.owner;
     if !heads.is_empty() {
-        check_chain(*space, owner, b.newest_head(space, &owner)?.as_ref(), &heads, now)?;
+        let checked = check_chain(*space, owner, b.newest_head(space, &owner)?.as_ref(), &heads, now);
+        if let Err(ChainError::Fork { theirs, .. }) = &checked
+            && let Some(record) = b.space(space)?
+            && heads.iter().any(|h| h.id() == *theirs && fork::set_aside(&record, h).is_some())
+        {
+            return Err(NewsError::SetAside(*theirs));
+        }
+        checked?;
     }
     // A card that does not verify is only a lost hint.
     let cards = news.cards.iter().filter_map(|raw| Signed::<SiteCard>::from_bytes(&raw.0).ok());
@@ -94,24 +103,27 @@ pub fn take(catalog: &Catalog, space: &SpaceId, news: &SpaceNews) -> Result<Beli
         store(b, space, &believed)?;
         Ok(believed)
     });
+    let told = |id: &HeadId| heads_of(news).into_iter().find(|h| h.id() == *id);
     match &taken {
-        Err(NewsError::Chain(fork @ ChainError::Fork { .. })) => freeze(catalog, space, &fork.to_string())?,
-        Err(NewsError::Grants(fork @ SuccessionError::Fork { .. })) => freeze(catalog, space, &fork.to_string())?,
+        Err(NewsError::Chain(why @ ChainError::Fork { theirs, .. })) => {
+            fork::freeze(catalog, space, &why.to_string(), told(theirs).as_ref())?;
+        }
+        Err(NewsError::Grants(why @ SuccessionError::Fork { .. })) => {
+            fork::freeze(catalog, space, &why.to_string(), None)?;
+        }
+        Err(NewsError::SetAside(theirs)) => {
+            if let Some((head, tip)) = told(theirs).zip(heads_of(news).last()) {
+                fork::note_tip(catalog, space, &head, tip.id())?;
+            }
+        }
         _ => {}
     }
     taken
 }
 
-fn freeze(catalog: &Catalog, space: &SpaceId, why: &str) -> Result<(), CatalogError> {
-    tracing::error!(space = %space.short(), why, "a fork: the space is frozen");
-    catalog.write(|b| {
-        if let Some(mut record) = b.space(space)? {
-            record.frozen = Some(why.to_string());
-            b.put_space(space, &record)?;
-            journal::write(b, "frozen", Some(*space), None, why)?;
-        }
-        Ok(())
-    })
+/// The heads of a reply whose signatures hold.
+fn heads_of(news: &SpaceNews) -> Vec<Signed<Head>> {
+    news.heads.iter().filter_map(|raw| Signed::<Head>::from_bytes(&raw.0).ok()).collect()
 }
 
 /// Answers a peer that asks for the news of a space.

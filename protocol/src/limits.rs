@@ -99,6 +99,8 @@ pub const TABLE_VERSIONS_MAX: usize = 1_000_000;
 pub const TABLE_FACTS_MAX: usize = 65_536;
 /// Most sections that one grant names.
 pub const GRANT_SECTIONS_MAX: usize = 256;
+/// Most heads that are kept as evidence of a fork.
+pub const RIVALS_MAX: usize = 8;
 /// Most versions of one space that one peer keeps from being collected.
 pub const LEASES_PER_PEER_MAX: usize = 4;
 /// A lease is written again at most this often, in milliseconds (5 minutes).

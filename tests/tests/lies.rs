@@ -7,8 +7,10 @@ use std::process::Stdio;
 use std::sync::Arc;
 
 use sluice_protocol::codec::Document;
+use sluice_protocol::head::Head;
 use sluice_protocol::ids::BlobHash;
 use sluice_protocol::manifest::Manifest;
+use sluice_protocol::signed::Signed;
 use sluice_protocol::tree::Page;
 use sluice_tests::liar::{Draft, Liar, Lie, entry};
 use sluice_tests::{Output, Site, World, site};
@@ -187,6 +189,71 @@ async fn messages_that_lie_are_refused() {
     assert!(sentence.contains("frozen"), "a fork is not forgotten: {sentence}");
     let published = victim.world.path("history").join("raw/a");
     assert_eq!(fs::read(published).unwrap(), b"a second version", "what was published stays");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_person_picks_a_branch_and_a_third_one_freezes_the_space_again() {
+    let mut victim = Victim::new();
+    let l = liar("branches", Lie::None).await;
+    let version = |text: &'static str| Draft::of(&[("a", text.as_bytes())]);
+    let first = l.publishes(&version("one"));
+    let second = l.publishes(&version("two"));
+    victim.join(&l, "branches").ok();
+    l.tells(std::slice::from_ref(&first));
+    let other = l.publishes(&version("another two"));
+    victim.sync("branches").expect_code(3);
+    let space = |victim: &Victim| {
+        let status = victim.site.json(["status"]);
+        let spaces = status["spaces"].as_array().unwrap();
+        spaces.iter().find(|s| s["name"] == "branches").unwrap().clone()
+    };
+    let shown = |victim: &Victim| {
+        let space = space(victim);
+        let all = space["branches"].as_array().unwrap().iter();
+        let all: Vec<_> =
+            all.map(|b| (b["head"].as_str().unwrap().to_owned(), b["standing"].as_str().unwrap().to_owned())).collect();
+        (space["state"].as_str().unwrap().to_owned(), all)
+    };
+    let branch = |head: &Signed<Head>, standing: &str| (head.id().to_string(), standing.to_owned());
+    assert_eq!(shown(&victim), ("frozen".into(), vec![branch(&second, "followed"), branch(&other, "open")]));
+    let listed = victim.site.run(["resolve", "branches"]).ok().stdout;
+    assert!(listed.contains(&second.id().to_string()) && listed.contains(&other.id().to_string()), "{listed}");
+    let (error, hint) = victim.site.fails(1, ["resolve", "branches", "--fork", "0000"]);
+    assert!(error.contains("`0000`") && hint.contains(&other.id().to_string()), "{error} / {hint}");
+
+    let file = victim.world.path("branches").join("raw/a");
+    victim.site.json(["resolve", "branches", "--fork", &other.id().to_string()[..12]]);
+    assert_eq!(fs::read(&file).unwrap(), b"two", "a decision moves no file");
+    victim.sync("branches").ok();
+    assert_eq!(fs::read(&file).unwrap(), b"another two");
+    assert_eq!(shown(&victim), ("ready".into(), vec![branch(&other, "followed"), branch(&second, "set_aside")]));
+    assert!(!victim.site.json(["status"])["alerts"].to_string().contains("two heads"));
+
+    // The branch that was decided against is known again, however it is told, and freezes nothing.
+    l.tells(&[first.clone(), second.clone()]);
+    let mut refused = vec![victim.sync("branches").expect_code(3).failure().0];
+    for text in ["three", "four"] {
+        let head = l.publishes(&version(text));
+        refused.push(victim.sync("branches").expect_code(3).failure().0);
+        l.tells(&[head]);
+        refused.push(victim.sync("branches").expect_code(3).failure().0);
+    }
+    assert!(refused.iter().take(4).all(|e| e.contains("decided against")), "{refused:?}");
+    assert_eq!(shown(&victim).0, "ready");
+
+    // A third branch is a fork as the first one was; the person may choose any of them.
+    l.tells(std::slice::from_ref(&first));
+    let third = l.publishes(&version("a third two"));
+    victim.sync("branches").expect_code(3);
+    let all = vec![branch(&other, "followed"), branch(&second, "set_aside"), branch(&third, "open")];
+    assert_eq!(shown(&victim), ("frozen".into(), all));
+    victim.site.restart();
+    victim.site.json(["resolve", "branches", "--fork", &second.id().to_string()]);
+    l.tells(&[first, second]);
+    victim.sync("branches").ok();
+    assert_eq!(fs::read(&file).unwrap(), b"two");
+    let (error, _) = victim.site.fails(2, ["resolve", "honest", "--fork", "0000"]);
+    assert!(error.contains("one history"), "{error}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -77,6 +77,7 @@ fn patience(op: &Operation) -> Option<Duration> {
         | Operation::Sync { .. }
         | Operation::SnapshotUntag { .. }
         | Operation::Resolve { .. }
+        | Operation::ResolveFork { .. }
         | Operation::Verify { .. }
         | Operation::Gc { .. } => None,
         _ => Some(LOOKUP_PATIENCE),

@@ -45,6 +45,7 @@ pub fn router(node: Arc<dyn Node>, door: Door) -> Router {
         .route("/v1/spaces/{space}/diff", get(snapshot_diff))
         .route("/v1/spaces/{space}/sync", post(sync_space))
         .route("/v1/spaces/{space}/resolve", post(resolve))
+        .route("/v1/spaces/{space}/fork", post(resolve_fork))
         .route("/v1/spaces/{space}/verify", post(verify))
         .route("/v1/spaces/{space}/follow", post(follow))
         .route("/v1/spaces/{space}/path", get(path))
@@ -175,6 +176,21 @@ async fn snapshot_untag(
     Named((space, tag)): Named<(String, String)>,
 ) -> Response {
     answer(node, &headers, Operation::SnapshotUntag { space, tag }).await
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Branch {
+    head: String,
+}
+
+async fn resolve_fork(
+    State(node): App,
+    headers: HeaderMap,
+    Named(space): Named<String>,
+    Fields(branch): Fields<Branch>,
+) -> Response {
+    answer(node, &headers, Operation::ResolveFork { space, head: branch.head }).await
 }
 
 #[derive(Deserialize)]

@@ -1,28 +1,34 @@
-//! `sluice resolve`: which side of a divergence stays.
+//! `sluice resolve`: which side of a divergence stays, and which of an owner's histories.
 
 use clap::Args;
-use sluice_protocol::api::{DivergedSection, Keep, Operation, ResolveReport, Skipped};
+use sluice_protocol::api::{
+    BranchInfo, BranchStanding, DivergedSection, Done, Keep, Operation, ResolveReport, Skipped, SpaceDetail, SpaceInfo,
+};
 
 use super::context::Context;
-use super::output::clean;
+use super::output::{clean, now_ms, since};
 use super::{Ended, Result};
 
 /// Changes of one section that people are shown.
 const SHOWN_MAX: usize = 10;
 
-/// Decide about sections that were changed here by hand: the losing side is kept aside
+/// Decide about sections that were changed here by hand, or about two histories of the owner; without a
+/// choice, show what is undecided
 #[derive(Debug, Args)]
 pub(super) struct Resolve {
     space: String,
     /// Only this section [default: all that diverged]
-    #[arg(long)]
+    #[arg(long, requires = "keep")]
     section: Option<String>,
     /// `theirs`: the owner's version comes back; `mine`: the local files stay and are not synced any more
     #[arg(long, value_name = "theirs|mine", value_parser = side)]
-    keep: Keep,
+    keep: Option<Keep>,
     /// Only list what would be decided
-    #[arg(long)]
+    #[arg(long, requires = "keep")]
     dry_run: bool,
+    /// Go on from this head, after the owner signed two for one place; the other one is kept as evidence
+    #[arg(long, value_name = "HEAD", conflicts_with_all = ["keep", "section", "dry_run"])]
+    fork: Option<String>,
 }
 
 fn side(text: &str) -> std::result::Result<Keep, String> {
@@ -35,11 +41,51 @@ fn side(text: &str) -> std::result::Result<Keep, String> {
 
 impl Resolve {
     pub(super) async fn run(self, context: &Context) -> Result<Ended> {
-        let Resolve { space, section, keep, dry_run } = self;
+        let Resolve { space, section, keep, dry_run, fork } = self;
+        if let Some(head) = fork {
+            let answer = context.ask::<Done>(Operation::ResolveFork { space, head }).await?;
+            context.print(&answer, |d| format!("{}\n", clean(&d.done)));
+            return Ok(Ended::Good);
+        }
+        let Some(keep) = keep else {
+            let answer = context.ask::<SpaceDetail>(Operation::SpaceShow { space }).await?;
+            context.print(&answer, |d| undecided(&d.info, now_ms()));
+            return Ok(Ended::Good);
+        };
         let answer = context.ask::<ResolveReport>(Operation::Resolve { space, section, keep, dry_run }).await?;
         context.print(&answer, text);
         Ok(Ended::Good)
     }
+}
+
+/// What a person may decide about.
+fn undecided(s: &SpaceInfo, now_ms: u64) -> String {
+    let all = branches(&s.name, &s.branches, now_ms) + &diverged(&s.name, &s.diverged);
+    if all.is_empty() { format!("{}: there is nothing to decide\n", clean(&s.name)) } else { all }
+}
+
+/// The histories of a space, as lines below a table; nothing where there is one only.
+pub(super) fn branches(space: &str, branches: &[BranchInfo], now_ms: u64) -> String {
+    let line = |b: &BranchInfo| {
+        let standing = match b.standing {
+            BranchStanding::Followed => "is followed here",
+            BranchStanding::Open => "contradicts it",
+            BranchStanding::SetAside => "was decided against",
+        };
+        let (signed, tag) =
+            (since(b.time_ms, now_ms), b.tag.as_deref().map_or(String::new(), |t| format!(", {}", clean(t))));
+        let (head, id) = (b.head, b.snapshot.short());
+        format!("  head {head} {standing}: snapshot {id}, number {}, epoch {}, signed {signed}{tag}\n", b.seq, b.epoch)
+    };
+    if branches.is_empty() {
+        return String::new();
+    }
+    let open = branches.iter().any(|b| b.standing == BranchStanding::Open);
+    let (space, what) = (clean(space), if open { "frozen; " } else { "" });
+    let head = format!(
+        "! {space}: {what}its owner signed more than one history; `sluice resolve {space} --fork HEAD` chooses\n"
+    );
+    branches.iter().fold(head, |all, b| all + &line(b))
 }
 
 fn text(r: &ResolveReport) -> String {

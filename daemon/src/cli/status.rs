@@ -9,7 +9,7 @@ use sluice_protocol::api::{self, Alert, JobInfo, Operation, PeerInfo, Role, Spac
 use super::context::Context;
 use super::gc::aside;
 use super::output::{Table, ago, clean, count, mib, now_ms, since};
-use super::resolve::diverged;
+use super::resolve::{branches, diverged};
 use super::{Ended, Result, output};
 
 /// Time between two looks of `--watch`.
@@ -126,6 +126,9 @@ pub(super) fn spaces(spaces: &[SpaceInfo], now_ms: u64) -> String {
         }
         if let Some(h) = &s.held {
             skipped.push_str(&format!("! {}: held at {}, number {}\n", clean(&s.name), h.snapshot.short(), h.seq));
+        }
+        if s.state == SpaceState::Frozen {
+            skipped.push_str(&branches(&s.name, &s.branches, now_ms));
         }
         skipped.push_str(&diverged(&s.name, &s.diverged));
         skipped.push_str(&aside(&s.name, &s.kept_aside, &s.quarantined, now_ms));

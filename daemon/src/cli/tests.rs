@@ -89,7 +89,9 @@ fn what_is_wrong_is_refused_as_usage() {
         "completions tcl",
         "sync acme more",
         "sync --at v1",
-        "resolve acme",
+        "resolve acme --section raw",
+        "resolve acme --dry-run",
+        "resolve acme --fork abcd --keep mine",
         "resolve acme --keep both",
         "repair",
     ] {

@@ -70,6 +70,7 @@ async fn every_operation_arrives_as_it_was_sent() {
         Operation::Sync { space: Some(text("acme")), dry_run: true, at: Some(text("v1")) },
         Operation::Sync { space: None, dry_run: false, at: None },
         Operation::SpaceRecover { space: text("acme") },
+        Operation::ResolveFork { space: text("acme"), head: text("abcd") },
         Operation::SnapshotUntag { space: text("acme"), tag: text("v1/2 ü") },
         Operation::Resolve { space: text("acme"), section: Some(text("raw")), keep: Keep::Mine, dry_run: true },
         Operation::Path { space: text("acme"), section: Some(text("delta/orders")) },

@@ -140,8 +140,9 @@ impl Follow {
         }
     }
 
-    /// Something published was found missing or damaged: it is fetched again without waiting for the poll.
-    pub fn hurt(&self, space: &SpaceId) {
+    /// There is something to do that does not wait for the poll: what is published was found missing or
+    /// damaged, or a person decided.
+    pub fn look_again(&self, space: &SpaceId) {
         self.bell(space).ring(None);
     }
 

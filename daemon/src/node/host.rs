@@ -243,7 +243,7 @@ impl SiteHost {
             };
             let logged = catalog.write(|b| journal::write(b, "damaged", Some(space), None, &text));
             logged.or_explain()?;
-            self.follow.hurt(&space);
+            self.follow.look_again(&space);
         }
         Ok(())
     }

@@ -227,6 +227,7 @@ impl Node for SiteNode {
             Operation::Resolve { space, section, keep, dry_run } => {
                 self.resolve(&space, section, keep, dry_run, sink).await.map(Outcome::Resolve)
             }
+            Operation::ResolveFork { space, head } => self.resolve_fork(&space, &head, sink).await.map(Outcome::Done),
             Operation::Path { space, section } => self.path(&space, section).map(Outcome::Path),
             Operation::Verify { space, deep } => self.verify(&space, deep, sink).await.map(Outcome::Verify),
             Operation::Gc { space, dry_run } => self.gc(space, dry_run, sink).await.map(Outcome::Gc),

@@ -6,7 +6,7 @@
 use std::sync::Arc;
 
 use sluice_protocol::api::{
-    ApiError, DivergedSection, Failure, Keep, ProgressSink, ResolveReport, ResolvedSection, Skipped,
+    ApiError, DivergedSection, Done, Failure, Keep, ProgressSink, ResolveReport, ResolvedSection, Skipped,
 };
 use sluice_protocol::ids::{SnapshotId, SpaceId};
 use sluice_protocol::path::OWN_FOLDER;
@@ -18,7 +18,7 @@ use crate::clock::{now_ms, rfc3339};
 use crate::errors::OrExplain;
 use crate::flow::{keep_deed, look, off_reactor, recover};
 use crate::jobs::Job;
-use crate::journal;
+use crate::{fork, journal};
 
 impl SiteNode {
     pub(super) async fn resolve(
@@ -68,6 +68,46 @@ impl SiteNode {
             Keep::Mine => self.detach(&space, &record, &chosen, &kept, &folder, &mut report).await?,
         }
         Ok(report)
+    }
+
+    /// Goes on from one of two histories that the owner signed. Nothing that is published changes by it.
+    pub(super) async fn resolve_fork(
+        &self,
+        name: &str,
+        head: &str,
+        sink: Arc<dyn ProgressSink>,
+    ) -> Result<Done, ApiError> {
+        let (space, record) = self.site.space_named(name)?;
+        if record.role == Role::Owner {
+            return Err(usage(
+                format!("`{name}` is owned by this site: its history is what this site signs"),
+                format!("a site that was set back goes on with `sluice space recover {name}`"),
+            ));
+        }
+        let job = self.jobs.begin_in_turn(&record.name, "decide", sink).await?;
+        let (site, of, text) = (self.site.clone(), record.clone(), head.to_string());
+        let decided = off_reactor(move || {
+            let decided = fork::decide(&site.catalog, &space, &of.name, &text)?;
+            keep_deed(&site, &space, &of);
+            Ok(decided)
+        })
+        .await?;
+        drop(job);
+        self.follow.look_again(&space);
+        let (id, at) = (decided.head.id().short(), &decided.head);
+        let let_go = if decided.let_go { "; it is not held at an older version any more" } else { "" };
+        Ok(Done {
+            done: format!(
+                "`{name}` goes on from head {id}, number {} in epoch {} (snapshot {}); {} kept as evidence and not believed again{let_go}",
+                at.seq,
+                at.epoch,
+                at.manifest.short(),
+                match decided.set_aside {
+                    1 => "the other branch is".to_string(),
+                    n => format!("{n} other branches are"),
+                },
+            ),
+        })
     }
 
     fn note_decision(&self, space: &SpaceId, keep: Keep, chosen: &[LiveSection], kept: &str) -> Result<(), ApiError> {

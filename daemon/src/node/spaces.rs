@@ -29,7 +29,7 @@ use super::{SiteNode, usage};
 use crate::clock::{now_ms, rfc3339};
 use crate::errors::{OrExplain, refusal_hint};
 use crate::jobs::Job;
-use crate::{journal, news, pairing};
+use crate::{fork, journal, news, pairing};
 
 /// Folder of the home in which lakes lie that were joined without `--into`.
 const LAKES_FOLDER: &str = "lakes";
@@ -117,6 +117,7 @@ impl SiteNode {
             sources: vec![],
             frozen: None,
             held: None,
+            rivals: vec![],
             phrase: None,
             follow: None,
             unknown: Default::default(),
@@ -241,6 +242,7 @@ impl SiteNode {
             sources: vec![body.site],
             frozen: None,
             held: None,
+            rivals: vec![],
             phrase: Some(shown),
             follow: None,
             unknown: Default::default(),
@@ -369,6 +371,7 @@ impl SiteNode {
             follow: self.follow.info(reader, space, record).or_explain()?,
             diverged,
             held,
+            branches: fork::branches(reader, space, record).or_explain()?,
             kept_aside: aside_info(&aside.kept),
             quarantined: aside_info(&aside.quarantine),
         })

@@ -107,6 +107,10 @@ impl SiteNode {
         let mut alerts = Vec::new();
         for (_, row) in rows.into_iter().rev().filter(|(_, r)| matches!(r.what.as_str(), "frozen" | "damaged")) {
             let space = row.space.map(|id| reader.space(&id)).transpose().or_explain()?.flatten();
+            if row.what == "frozen" && space.as_ref().is_some_and(|s| s.frozen.is_none()) {
+                // A person has decided since.
+                continue;
+            }
             alerts.push(Alert { time_ms: row.time_ms, space: space.map(|s| s.name), text: row.text });
             if alerts.len() >= ALERTS_MAX {
                 break;

@@ -53,7 +53,7 @@ impl SiteNode {
         })
         .await?;
         if !found.problems.is_empty() {
-            self.follow.hurt(&space);
+            self.follow.look_again(&space);
         }
         Ok(VerifyReport {
             space: name.to_string(),

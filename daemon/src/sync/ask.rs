@@ -56,7 +56,7 @@ pub async fn newest(
     except: &[SiteId],
 ) -> Result<(Arc<Source>, Signed<Head>), SyncError> {
     if let Some(why) = &record.frozen {
-        return Err(SyncError::Manifest(format!("the space is frozen: {why}")));
+        return Err(SyncError::Frozen(why.clone()));
     }
     let mut waiting = VecDeque::from(sources(site, space, record, except)?);
     // With somebody else to turn to, nobody but the owner may dawdle.

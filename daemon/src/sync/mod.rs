@@ -25,6 +25,8 @@ use crate::news::NewsError;
 pub enum SyncError {
     #[error("the manifest is refused: {0}")]
     Manifest(String),
+    #[error("the space is frozen: {0}")]
+    Frozen(String),
     #[error("no site that holds the space can be reached: {0}")]
     Unreachable(String),
     #[error("site {} refused: {text}", site.short())]

@@ -112,6 +112,9 @@ pub struct SpaceInfo {
     /// The version that a replica is held at, instead of the newest.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub held: Option<HeldAt>,
+    /// The owner's contradicting histories, the followed one first; empty where there is one only.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub branches: Vec<BranchInfo>,
     /// The losing sides of decisions that lie in `.sluice/kept`.
     #[serde(default)]
     pub kept_aside: AsideInfo,
@@ -131,6 +134,31 @@ pub struct AsideInfo {
     /// There is more than was counted.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub more: bool,
+}
+
+/// One of several histories that an owner signed for one space.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BranchInfo {
+    pub head: HeadId,
+    pub snapshot: SnapshotId,
+    pub epoch: u64,
+    pub seq: u64,
+    pub time_ms: TimeMs,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tag: Option<String>,
+    pub standing: BranchStanding,
+}
+
+/// What became of a branch.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum BranchStanding {
+    /// The one that this site had first, or that a person chose.
+    Followed,
+    /// Nobody has decided yet.
+    Open,
+    /// A person decided against it; it is kept as evidence.
+    SetAside,
 }
 
 /// How a space is followed.

@@ -164,6 +164,11 @@ pub enum Operation {
         #[serde(default)]
         dry_run: bool,
     },
+    /// After a fork, goes on from one branch: a head's id, or its beginning.
+    ResolveFork {
+        space: String,
+        head: String,
+    },
     /// Follow a space by itself, or no longer.
     Follow {
         space: String,

@@ -29,7 +29,7 @@ use crate::disk::WholeFiles;
 pub use lookup::{Lookup, Raw, StoredTree};
 pub use records::{
     BlobRecord, CHANGES_MAX, FileRecord, JournalRecord, LeaseRecord, LiveRecord, LiveSection, LocalChange, Located,
-    PeerRecord, Role, SnapshotRecord, SpaceRecord, StagingRecord, TicketRecord,
+    PeerRecord, Rival, Role, SnapshotRecord, SpaceRecord, StagingRecord, TicketRecord,
 };
 pub use site::SiteLookup;
 pub use write::Batch;

@@ -189,6 +189,22 @@ record! {
         10 => follow: Option<bool>,
         /// The version that a replica is held at, instead of the newest.
         11 => held: Option<HeadId>,
+        /// Heads that contradict the chain that is followed: evidence, at most [`sluice_protocol::limits::RIVALS_MAX`].
+        12 => rivals: Vec<Rival>,
+    }
+}
+
+record! {
+    /// A signed head that claims a place which another one has.
+    pub struct Rival {
+        /// The signed head.
+        0 => head: Bytes,
+        /// When it was seen, in milliseconds since the Unix epoch.
+        1 => seen_ms: u64,
+        /// A person decided against its branch.
+        2 => set_aside: bool,
+        /// The newest head of its branch that was seen since.
+        3 => tip: Option<HeadId>,
     }
 }
 

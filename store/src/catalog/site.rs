@@ -173,6 +173,19 @@ impl Batch {
         self.put(Table::Heads, &key, head.bytes())
     }
 
+    /// Removes a writer's heads from number `seq` on, whatever their epoch; returns them, ascending.
+    pub fn remove_heads_from(
+        &mut self,
+        space: &SpaceId,
+        writer: &SiteId,
+        seq: u64,
+    ) -> Result<Vec<Signed<Head>>, CatalogError> {
+        let mut gone = self.heads_since(space, writer, (0, 0), usize::MAX)?;
+        gone.retain(|head| head.seq >= seq);
+        gone.iter().try_for_each(|head| self.remove(Table::Heads, &head_key(space, writer, head.place())))?;
+        Ok(gone)
+    }
+
     /// Replaces the grant set; a lower one is refused.
     pub fn put_grants(&mut self, space: &SpaceId, grants: &Signed<GrantSet>) -> Result<(), CatalogError> {
         if let Some(old) = self.grants(space)?

@@ -116,6 +116,7 @@ impl Owner {
             phrase: None,
             follow: None,
             held: None,
+            rivals: vec![],
             unknown: Default::default(),
         }
     }

@@ -515,6 +515,7 @@ fn record(role: Role, owner: SiteId) -> SpaceRecord {
         sources: vec![],
         frozen: None,
         held: None,
+        rivals: vec![],
         phrase: None,
         follow: None,
         unknown: Default::default(),
