@@ -2,6 +2,10 @@
 
 mod common;
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
 use common::{World, call, config, home, noise};
 use ed25519_dalek::SigningKey;
 use sluice_daemon::lanes::{Peer, QuicConfig, QuicLane};
@@ -315,6 +319,45 @@ async fn an_announcement_is_a_hint_and_changes_nothing() {
     assert!(!matches!(answer, Ok(Message::Done)), "{answer:?}");
 }
 
+/// Peers that are cut off while they fetch.
+const RACES: u64 = 100;
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_peer_asks_for_after_it_was_cut_off_it_does_not_get() {
+    let world = World::new().await;
+    world.pair().await;
+    let blob = BlobHash::of(&noise(2, 700_001));
+    let mut cut_while_fetching = 0;
+    for race in 0..RACES {
+        let key = numbered(race);
+        let (lane, _) = guest(&world, &key).await;
+        let owner = peer_of(&lane, &world.owner).await;
+        let is_cut = Arc::new(AtomicBool::new(false));
+        let fetching = tokio::spawn({
+            let is_cut = is_cut.clone();
+            async move {
+                for fetched in 0.. {
+                    let late = is_cut.load(Ordering::SeqCst);
+                    match owner.fetch_small(blob, 1 << 20).await {
+                        Ok(_) => assert!(!late, "it was asked for after the peer was cut off"),
+                        Err(_) => return fetched,
+                    }
+                }
+                unreachable!("it asks until it is refused")
+            }
+        });
+        // Some are cut off before their first byte, some in the middle of one of many.
+        tokio::time::sleep(Duration::from_micros(race * 700)).await;
+        let peer = SiteId(key.verifying_key().to_bytes()).to_string();
+        call(&world.owner, Operation::PeerRevoke { peer, space: None }).await.unwrap();
+        is_cut.store(true, Ordering::SeqCst);
+        let fetched =
+            tokio::time::timeout(Duration::from_secs(10), fetching).await.expect("a cut peer is told").unwrap();
+        cut_while_fetching += u64::from(fetched > 0);
+    }
+    assert!(cut_while_fetching > RACES / 4, "the races were no races: {cut_while_fetching}");
+}
+
 fn card_of(key: &SigningKey, name: &str, time_ms: u64) -> Signed<SiteCard> {
     let site = SiteId(key.verifying_key().to_bytes());
     let card = SiteCard { site, name: name.into(), quic: vec![], tls: vec![], time_ms, unknown: Default::default() };
@@ -343,14 +386,22 @@ fn owner_with_ticket(dir: &std::path::Path, owner: &SigningKey) -> (Catalog, Spa
     (catalog, space, ticket)
 }
 
+/// Sites that redeem one ticket at once.
+const REDEEMERS: u64 = 1000;
+
+/// A key of its own for each number.
+fn numbered(n: u64) -> SigningKey {
+    SigningKey::from_bytes(blake3::hash(&n.to_le_bytes()).as_bytes())
+}
+
 #[test]
 fn of_many_sites_that_redeem_one_ticket_at_once_one_gets_in() {
     let dir = tempfile::tempdir().unwrap();
     let owner = SigningKey::from_bytes(&[1; 32]);
     let (catalog, space, ticket) = owner_with_ticket(dir.path(), &owner);
     let id = |key: &SigningKey| SiteId(key.verifying_key().to_bytes());
-    let redeem = |n: u8| {
-        let key = SigningKey::from_bytes(&[n; 32]);
+    let redeem = |n: u64| {
+        let key = numbered(n);
         let card = card_of(&key, &format!("site{n}"), 1);
         let request = PairRequest {
             secret: ticket.body().secret,
@@ -361,7 +412,7 @@ fn of_many_sites_that_redeem_one_ticket_at_once_one_gets_in() {
         pairing::admit(&catalog, &owner, id(&key), &request)
     };
     let answers: Vec<_> = std::thread::scope(|s| {
-        let all: Vec<_> = (2..66)
+        let all: Vec<_> = (0..REDEEMERS)
             .map(|n| {
                 s.spawn({
                     let redeem = &redeem;
@@ -376,6 +427,6 @@ fn of_many_sites_that_redeem_one_ticket_at_once_one_gets_in() {
     let granted = catalog.read().unwrap().grants(&space).unwrap().unwrap();
     assert_eq!(granted.grants.len(), 1);
     // The site that got in may ask again, since the answer may have been lost.
-    let winner = answers.iter().position(|a| a.is_ok()).unwrap() as u8 + 2;
+    let winner = answers.iter().position(|a| a.is_ok()).unwrap() as u64;
     assert!(redeem(winner).is_ok());
 }

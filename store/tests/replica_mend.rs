@@ -7,7 +7,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 use replica_world::*;
-use sluice_protocol::manifest::SectionKind::{Delta, Raw};
+use sluice_protocol::manifest::SectionKind::{Delta, Faiss, Lance, Lora, Raw};
 use sluice_store::blobs::quarantine;
 use sluice_store::catalog::Lookup;
 use sluice_store::disk::faults::{Injected, inject};
@@ -134,6 +134,63 @@ fn rot_is_found_set_aside_and_fetched_again() {
         let kept = sync(&world, &next).cleaned.kept;
         assert_eq!(kept, Vec::<String>::new());
     }
+}
+
+/// Flips `count` random bits in one file of each class; a full check finds each of them, alone and where it is.
+fn every_flip_is_found(count: u64) {
+    let world = World::new();
+    let parts = vec![
+        loose(None, vec![file("README", "read").at(7)]),
+        part(
+            "orders",
+            Delta,
+            vec![file("part-0", vec![5; 20_000]), file("_delta_log/00000000000000000000.json", "c0").at(3)],
+        ),
+        part("vectors", Lance, vec![file("data/x.lance", vec![1; 3000]), file("_versions/1.manifest", vec![2; 300])]),
+        part("index", Faiss, vec![file("index.faiss", vec![4; 70_000])]),
+        part("adapter", Lora, vec![file("adapter_config.json", "{}"), file("adapter.safetensors", vec![6; 17_000])]),
+        part("raw", Raw, vec![file("one", "1"), file("big", vec![3; 200_000])]),
+    ];
+    sync(&world, &parts);
+    let classes: Vec<String> = parts
+        .iter()
+        .flat_map(|p| p.items.iter().map(|i| p.path.iter().map(|p| format!("{p}/")).collect::<String>() + &i.path))
+        .collect();
+    let mut dice = blake3::Hasher::new().update(b"flips").finalize_xof();
+    let mut roll = |below: u64| {
+        let mut raw = [0; 8];
+        dice.fill(&mut raw);
+        u64::from_le_bytes(raw) % below
+    };
+    for class in &classes {
+        let bits = std::fs::metadata(world.at(class)).unwrap().len() * 8;
+        for _ in 0..count {
+            let bit = roll(bits);
+            flip(&world, class, bit);
+            let report = world.report(true);
+            assert_eq!((report.problem_count, report.rotten.len()), (1, 1), "bit {bit} of {class}: {report:?}");
+            // Back again, so that the next one is alone.
+            flip(&world, class, bit);
+        }
+        assert_eq!(world.report(true).problem_count, 0);
+        // The last one stays, is taken out of use and comes again.
+        flip(&world, class, roll(bits));
+        let rotten = world.report(true).rotten[0].clone();
+        quarantine(&world.lake, &world.catalog, &world.space, &rotten.hash, &rotten.place).unwrap();
+        sync(&world, &parts);
+        world.assert_shows(&parts);
+    }
+}
+
+#[test]
+fn a_few_flips_in_each_class_of_files_are_found() {
+    every_flip_is_found(10);
+}
+
+#[test]
+#[ignore = "soak: a thousand flips in each class of files"]
+fn a_thousand_flips_in_each_class_of_files_are_found() {
+    every_flip_is_found(1000);
 }
 
 /// Every way to change a published file, and the section that diverges by it.

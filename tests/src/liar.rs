@@ -67,6 +67,8 @@ struct State {
     /// Bytes, and whether they are a file's.
     blobs: HashMap<BlobHash, (Bytes, bool)>,
     lie: Lie,
+    /// How far its clock is off, and how long its heads last, both in milliseconds.
+    clock: (i64, u64),
 }
 
 /// The owner that lies.
@@ -167,7 +169,8 @@ impl Liar {
             created_ms: 0,
             unknown: Default::default(),
         };
-        let state = State { peers: vec![], heads: vec![], blobs: HashMap::new(), lie: Lie::None };
+        let state =
+            State { peers: vec![], heads: vec![], blobs: HashMap::new(), lie: Lie::None, clock: (0, 1_000_000) };
         let address = endpoint.bound_sockets()[0];
         let liar = Arc::new(Self { key, genesis, address, state: Mutex::new(state), endpoint });
         tokio::spawn(accept(liar.clone()));
@@ -185,6 +188,11 @@ impl Liar {
     /// From now on requests are answered like this.
     pub fn lies(&self, lie: Lie) {
         self.state().lie = lie;
+    }
+
+    /// From now on its clock is off by so many milliseconds, and its heads last so long.
+    pub fn clock_is_off(&self, by_ms: i64, life_ms: u64) {
+        self.state().clock = (by_ms, life_ms);
     }
 
     pub fn ticket(&self) -> String {
@@ -222,6 +230,8 @@ impl Liar {
 
     fn next_head(&self, manifest: BlobHash, annex: BlobHash) -> Signed<Head> {
         let before = self.state().heads.last().cloned();
+        let (off, life) = self.state().clock;
+        let time_ms = now_ms().saturating_add_signed(off);
         let head = Head {
             space: self.genesis.space_id(),
             writer: self.site(),
@@ -231,8 +241,8 @@ impl Liar {
             annex,
             grants: BlobHash::of(self.grants().bytes()),
             prev: before.as_ref().map(Signed::<Head>::id),
-            time_ms: now_ms(),
-            not_after_ms: now_ms() + 1_000_000,
+            time_ms,
+            not_after_ms: time_ms + life,
             tag: None,
             untag: None,
             unknown: Default::default(),

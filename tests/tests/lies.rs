@@ -257,6 +257,43 @@ async fn a_person_picks_a_branch_and_a_third_one_freezes_the_space_again() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn an_expired_head_is_shown_as_stale_and_clocks_may_differ_by_a_day() {
+    const MINUTE: i64 = 60_000;
+    const DAY: i64 = 24 * 60 * MINUTE;
+    let mut victim = Victim::new();
+    let l = liar("clocks", Lie::None).await;
+    let state = |victim: &Victim| {
+        let status = victim.site.json(["status"]);
+        let spaces = status["spaces"].as_array().unwrap();
+        spaces.iter().find(|s| s["name"] == "clocks").unwrap()["state"].as_str().unwrap().to_owned()
+    };
+    let file = victim.world.path("clocks").join("raw/a");
+    // As a site sees it whose own clock is a day behind, or ahead.
+    l.clock_is_off(DAY - MINUTE, DAY as u64);
+    l.publishes(&Draft::of(&[("a", b"one")]));
+    victim.join(&l, "clocks").ok();
+    assert_eq!(state(&victim), "ready");
+    l.clock_is_off(-DAY, (DAY - MINUTE) as u64);
+    let stale = l.publishes(&Draft::of(&[("a", b"two")]));
+    victim.sync("clocks").ok();
+    assert_eq!(state(&victim), "stale");
+    victim.site.json(["gc", "clocks"]);
+    victim.site.restart();
+    assert_eq!((state(&victim).as_str(), fs::read(&file).unwrap()), ("stale", b"two".to_vec()), "nothing is deleted");
+    assert_eq!(victim.site.json(["verify", "clocks", "--deep"])["ok"], true);
+    // Beyond a day it is no matter of clocks.
+    l.clock_is_off(DAY + MINUTE, DAY as u64);
+    l.publishes(&Draft::of(&[("a", b"three")]));
+    let (sentence, _) = victim.sync("clocks").expect_code(3).failure();
+    assert!(sentence.contains("in the future"), "{sentence}");
+    l.tells(&[stale]);
+    l.clock_is_off(0, DAY as u64);
+    l.publishes(&Draft::of(&[("a", b"four")]));
+    victim.sync("clocks").ok();
+    assert_eq!((state(&victim).as_str(), fs::read(&file).unwrap()), ("ready", b"four".to_vec()));
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn manifests_that_lie_are_refused() {
     let mut victim = Victim::new();
     let files: [(&str, &[u8]); 1] = [("placeholder", b"a file")];

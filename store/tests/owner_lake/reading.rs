@@ -1,5 +1,6 @@
 //! What is read, what is not read again, and what changes under the reader.
 
+use std::collections::HashSet;
 use std::fs;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -140,6 +141,91 @@ fn a_file_that_keeps_changing_is_reported_and_never_half_taken() {
     let third = world.snap();
     assert_eq!(third.skipped, []);
     assert_eq!(third.stats.read_files, 1);
+}
+
+/// Changes a file at random while it is read; each snapshot holds whole states of it or says that it does not.
+fn mutations(count: u64) {
+    let mut dice = blake3::Hasher::new().update(b"mutations").finalize_xof();
+    let mut roll = move |below: u64| {
+        let mut raw = [0; 8];
+        dice.fill(&mut raw);
+        u64::from_le_bytes(raw) % below
+    };
+    let world = World::with(&[("raw/still", b"still")]);
+    let (at, spare) = (world.at("raw/a"), world.dir.path().join("spare"));
+    // States of the file, by hash: whatever is taken must be one of them, never a mixture of two.
+    let states = Mutex::new(HashSet::new());
+    let note = || {
+        let bytes = fs::read(&at).ok();
+        states.lock().unwrap().extend(bytes.map(|b| BlobHash::of(&b)));
+    };
+    let (mut done, mut taken, mut left_out) = (0, 0, 0);
+    while done < count {
+        fs::write(&at, noise(1 + roll(300_000) as usize, done as u8)).unwrap();
+        note();
+        // A writer that stops after one to four changes, or goes on through every try.
+        let (most, made) = (1 + roll(4), AtomicUsize::new(0));
+        let seeds = Mutex::new((0..64).map(|_| (roll(5), roll(300_000))).collect::<Vec<_>>());
+        let watch = Meddler::new(|_, p: &LakePath, _| {
+            if *p != path("raw/a") || made.load(Ordering::SeqCst) as u64 >= most {
+                return;
+            }
+            let Some((what, size)) = seeds.lock().unwrap().pop() else { return };
+            let n = made.fetch_add(1, Ordering::SeqCst);
+            mutate(&at, &spare, what, size);
+            if at.exists() {
+                // The clock of the file system is coarse: another time, or the change might not show.
+                set_age(&at, 900_000 - n as u64 - done);
+            }
+            note();
+        });
+        let snapshot = world.snap_watched(&watch);
+        let entries: Vec<_> = snapshot.manifest.sections.iter().flat_map(|s| world.entries(s)).collect();
+        match entries.iter().find(|e| e.path.as_str() == "a") {
+            Some(entry) => {
+                assert!(states.lock().unwrap().contains(&entry.hash.unwrap()), "a state that never was: {entry:?}");
+                taken += 1;
+            }
+            None => {
+                assert!(
+                    !at.exists() || skipped(&snapshot).iter().any(|(p, _)| *p == "raw/a"),
+                    "{:?}",
+                    snapshot.skipped
+                );
+                left_out += 1;
+            }
+        }
+        world.check(&snapshot);
+        done += made.load(Ordering::SeqCst).max(1) as u64;
+    }
+    assert!(taken > 0 && left_out > 0, "{taken} taken, {left_out} left out");
+}
+
+fn mutate(at: &std::path::Path, spare: &std::path::Path, what: u64, size: u64) {
+    use std::io::Write;
+    use std::os::unix::fs::FileExt;
+    let open = || fs::File::options().write(true).open(at);
+    match (what, open()) {
+        (0, Ok(file)) => file.set_len(size).unwrap(),
+        (1, Ok(file)) => file.write_all_at(&noise(100, size as u8), size / 2).unwrap(),
+        (2, Ok(_)) => fs::File::options().append(true).open(at).unwrap().write_all(b"more").unwrap(),
+        (3, Ok(_)) => fs::remove_file(at).unwrap(),
+        _ => {
+            fs::write(spare, noise(size as usize, size as u8)).unwrap();
+            fs::rename(spare, at).unwrap();
+        }
+    }
+}
+
+#[test]
+fn a_file_that_is_changed_at_random_is_taken_whole_or_not_at_all() {
+    mutations(200);
+}
+
+#[test]
+#[ignore = "soak: ten thousand mutations"]
+fn ten_thousand_mutations_of_a_file_that_is_read() {
+    mutations(10_000);
 }
 
 #[test]

@@ -352,12 +352,17 @@ pub fn write(at: &Path, bytes: &[u8]) {
     std::fs::write(at, bytes).unwrap();
 }
 
-/// Flips a byte of a published file as a bad disk would: nothing else about it changes.
+/// A published file rots in its last byte, see [`flip`].
 pub fn rot(world: &World, lake_path: &str) {
+    let bits = std::fs::metadata(world.at(lake_path)).unwrap().len() * 8;
+    flip(world, lake_path, bits - 8);
+}
+
+/// Flips a bit of a published file as a bad disk would: nothing else about it changes.
+pub fn flip(world: &World, lake_path: &str, bit: u64) {
     let at = world.at(lake_path);
     let mut bytes = std::fs::read(&at).unwrap();
-    let last = bytes.len() - 1;
-    bytes[last] ^= 1;
+    bytes[(bit / 8) as usize] ^= 1 << (bit % 8);
     let meta = std::fs::metadata(&at).unwrap();
     write(&at, &bytes);
     let file = std::fs::File::options().write(true).open(&at).unwrap();
