@@ -149,10 +149,11 @@ fn following_mends_what_was_found_missing_or_damaged_and_no_edit() {
     pair.replica.run(["verify", "acme", "--deep"]).expect_code(3);
     let good = std::fs::read(pair.source.join("raw/big.bin")).expect("there");
     wait::until("the damaged file to be whole", MENDED_WITHIN, || (pair.read("raw/big.bin") == good).then_some(()));
-    std::fs::remove_file(pair.copy.join("README.md")).expect("published");
+    assert_eq!(pair.replica.json(["verify", "acme", "--deep"])["ok"], true, "when the site has done its work");
+    std::fs::remove_file(pair.copy.join("raw/deep/b.txt")).expect("published");
     pair.edit("prompts/p.md", b"mine");
     pair.replica.run(["verify", "acme"]).expect_code(3);
-    wait::until("the file to come back", MENDED_WITHIN, || pair.copy.join("README.md").exists().then_some(()));
+    wait::until("the file to come back", MENDED_WITHIN, || pair.copy.join("raw/deep/b.txt").exists().then_some(()));
     assert_eq!(pair.read("prompts/p.md"), b"mine", "an edit is a person's");
     let diverged = pair.state()["diverged"].clone();
     assert_eq!((&diverged[0]["section"], &diverged[1]), (&"prompts".into(), &Value::Null), "{diverged}");

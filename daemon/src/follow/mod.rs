@@ -23,6 +23,7 @@ mod standing;
 use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, Weak};
 use std::time::Duration;
 
@@ -63,6 +64,8 @@ enum Round {
 struct Bell {
     notify: Notify,
     from: Mutex<Option<SiteId>>,
+    /// Something published was found not to be as it should: one sync looks it all over, whatever is new.
+    to_mend: AtomicBool,
 }
 
 impl Bell {
@@ -143,7 +146,9 @@ impl Follow {
     /// There is something to do that does not wait for the poll: what is published was found missing or
     /// damaged, or a person decided.
     pub fn look_again(&self, space: &SpaceId) {
-        self.bell(space).ring(None);
+        let bell = self.bell(space);
+        bell.to_mend.store(true, Ordering::Relaxed);
+        bell.ring(None);
     }
 
     /// A peer spoke: whoever waits to reach it again need not wait any longer.

@@ -5,6 +5,7 @@
 //! something is missing or damaged. What was changed by hand is left to a person, as by `sync`.
 
 use std::sync::Weak;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use sluice_protocol::api::{ApiError, Failure};
@@ -108,7 +109,8 @@ async fn come_along(
     };
     let (source, head) = asked.map_err(Failed::Asking)?;
     let live = site.catalog.read().and_then(|r| r.live(space)).or_explain().map_err(Failed::Coming)?;
-    if !is_wanted(&record, live.as_ref(), &head) {
+    let to_mend = bell.to_mend.load(Ordering::Relaxed);
+    if !to_mend && !is_wanted(&record, live.as_ref(), &head) {
         return Ok(Round::Good);
     }
     let Some(job) = node.jobs().begin_automatic(&record.name, "ask") else {
@@ -121,14 +123,19 @@ async fn come_along(
     };
     let stored = site.catalog.read().and_then(|r| r.space(space)).or_explain().map_err(Failed::Coming)?;
     let live = site.catalog.read().and_then(|r| r.live(space)).or_explain().map_err(Failed::Coming)?;
-    if stored.is_none_or(|stored| !is_wanted(&stored, live.as_ref(), &head)) {
+    if stored.is_none_or(|stored| !to_mend && !is_wanted(&stored, live.as_ref(), &head)) {
         // A person decided, or brought it, while the question was on its way.
         return Ok(Round::Again);
     }
     prefer(follow, space, &mut record, source.peer().site());
     let failed = if is_newer(&record, live.as_ref(), &head) { Failed::Coming } else { Failed::Mending };
+    // What is found from here on is looked at once more.
+    bell.to_mend.store(false, Ordering::Relaxed);
     let first = Some((source, head));
-    let sync = node.sync_with(space, &record, false, None, first, &job).await.map_err(failed)?;
+    let sync = node.sync_with(space, &record, false, None, first, &job).await.map_err(|e| {
+        bell.to_mend.fetch_or(to_mend, Ordering::Relaxed);
+        failed(e)
+    })?;
     let (snapshot, moved) = (sync.snapshot.short(), sync.bytes_moved);
     tracing::info!(space = %record.name, %snapshot, seq = sync.seq, moved, mended = sync.mended, "came along");
     Ok(Round::Good)
