@@ -45,8 +45,16 @@ pub fn renew(site: &Site, space: &SpaceId) -> Result<(), CatalogError> {
     })
 }
 
-/// Signs a head that takes a tag back; the version that bore it is the answer, none where no version bears it.
-pub fn untag(site: &Site, space: &SpaceId, tag: &str) -> Result<Option<(Signed<Head>, Signed<Head>)>, CatalogError> {
+/// A tag that was taken back.
+pub struct TakenBack {
+    /// The head that bore it.
+    pub bore: Signed<Head>,
+    /// The head that takes it back.
+    pub head: Signed<Head>,
+}
+
+/// Signs a head that takes a tag back; none where no version bears it.
+pub fn untag(site: &Site, space: &SpaceId, tag: &str) -> Result<Option<TakenBack>, CatalogError> {
     let now = now_ms();
     site.catalog.write(|b| {
         let heads = b.heads_since(space, &site.id, (0, 0), usize::MAX)?;
@@ -69,6 +77,6 @@ pub fn untag(site: &Site, space: &SpaceId, tag: &str) -> Result<Option<(Signed<H
         b.put_head(&head)?;
         let text = format!("`{tag}` of {} (seq {}) was taken back (seq {})", bore.manifest, bore.seq, head.seq);
         journal::write(b, "untagged", Some(*space), None, &text)?;
-        Ok(Some((bore.clone(), head)))
+        Ok(Some(TakenBack { bore: bore.clone(), head }))
     })
 }

@@ -18,7 +18,8 @@ use sluice_store::catalog::{Lookup, Reader, Role, SiteLookup, SpaceRecord};
 use super::gc::not_kept;
 use super::{SiteNode, usage};
 use crate::errors::OrExplain;
-use crate::flow::{off_reactor, take_snapshot};
+use crate::flow::{keep_deed, off_reactor, take_snapshot};
+use crate::heads::{TakenBack, untag};
 use crate::jobs::Job;
 use crate::journal;
 use crate::setback;
@@ -168,11 +169,11 @@ impl SiteNode {
         self.setback.check(&self.site, &space, &record).await?;
         let (site, of, wanted) = (self.site.clone(), record.clone(), tag.clone());
         let taken_back = off_reactor(move || {
-            let done = crate::heads::untag(&site, &space, &wanted).or_explain()?;
-            crate::flow::keep_deed(&site, &space, &of);
+            let done = untag(&site, &space, &wanted).or_explain()?;
+            keep_deed(&site, &space, &of);
             Ok(done)
         });
-        let Some((bore, head)) = taken_back.await? else {
+        let Some(TakenBack { bore, head }) = taken_back.await? else {
             let reader = self.site.catalog.read().or_explain()?;
             let tags: Vec<String> = heads(&reader, &space, &record)?.into_iter().filter_map(|(_, tag)| tag).collect();
             let there = match tags.len() {

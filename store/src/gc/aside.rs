@@ -176,8 +176,14 @@ fn measure(folder: &Folder, name: &str, dev: u64, depth: usize, left: &mut u64, 
     let below = match folder.open(name) {
         Ok(below) if seen.print.dev == dev && depth > 0 => below,
         // What may not be entered is not measured, and stays.
-        Ok(_) => return Ok(tree.unclear = true),
-        Err(e) if e.kind() == io::ErrorKind::PermissionDenied => return Ok(tree.unclear = true),
+        Ok(_) => {
+            tree.unclear = true;
+            return Ok(());
+        }
+        Err(e) if e.kind() == io::ErrorKind::PermissionDenied => {
+            tree.unclear = true;
+            return Ok(());
+        }
         Err(e) => return Err(e),
     };
     let (names, strange) = below.names()?;
