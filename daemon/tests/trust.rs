@@ -3,7 +3,7 @@
 mod common;
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use common::{World, call, config, home, noise};
@@ -332,14 +332,17 @@ async fn what_a_peer_asks_for_after_it_was_cut_off_it_does_not_get() {
         let key = numbered(race);
         let (lane, _) = guest(&world, &key).await;
         let owner = peer_of(&lane, &world.owner).await;
-        let is_cut = Arc::new(AtomicBool::new(false));
+        let (is_cut, came) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
         let fetching = tokio::spawn({
-            let is_cut = is_cut.clone();
+            let (is_cut, came) = (is_cut.clone(), came.clone());
             async move {
                 for fetched in 0.. {
                     let late = is_cut.load(Ordering::SeqCst);
                     match owner.fetch_small(blob, 1 << 20).await {
-                        Ok(_) => assert!(!late, "it was asked for after the peer was cut off"),
+                        Ok(_) => {
+                            came.fetch_add(1, Ordering::SeqCst);
+                            assert!(!late, "it was asked for after the peer was cut off");
+                        }
                         Err(_) => return fetched,
                     }
                 }
@@ -347,6 +350,9 @@ async fn what_a_peer_asks_for_after_it_was_cut_off_it_does_not_get() {
             }
         });
         // Some are cut off before their first byte, some in the middle of one of many.
+        while race % 2 == 0 && came.load(Ordering::SeqCst) == 0 {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
         tokio::time::sleep(Duration::from_micros(race * 700)).await;
         let peer = SiteId(key.verifying_key().to_bytes()).to_string();
         call(&world.owner, Operation::PeerRevoke { peer, space: None }).await.unwrap();

@@ -19,7 +19,8 @@ use super::{Bell, Follow, Round};
 use crate::clock::now_ms;
 use crate::errors::{Explain, OrExplain};
 use crate::node::SiteNode;
-use crate::sync::{SyncError, ask};
+use crate::sync::SyncError;
+use crate::sync::ask::{self, Asking};
 
 /// Follows one space until the site stops or the space is gone.
 pub(super) async fn follow(follow: Follow, node: Weak<SiteNode>, space: SpaceId) {
@@ -90,7 +91,7 @@ async fn come_along(
     let site = follow.site();
     let heard = tokio::select! {
         () = follow.stopped() => return Ok(Round::Again),
-        asked = ask::newest(site, space, &record, &Silent, &[]) => Err(asked),
+        asked = ask::newest(site, space, &record, &Silent, Asking::default()) => Err(asked),
         from = bell.rung() => Ok(from),
     };
     let asked = match heard {
@@ -103,7 +104,7 @@ async fn come_along(
             }
             tokio::select! {
                 () = follow.stopped() => return Ok(Round::Again),
-                asked = ask::newest(site, space, &record, &Silent, &[]) => asked,
+                asked = ask::newest(site, space, &record, &Silent, Asking::default()) => asked,
             }
         }
     };

@@ -5,7 +5,7 @@
 
 use std::collections::HashSet;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
 use sluice_protocol::api::ApiError;
@@ -195,6 +195,23 @@ impl SiteHost {
         Ok(None)
     }
 
+    fn mending(&self) -> MutexGuard<'_, HashSet<BlobHash>> {
+        self.mending.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The turn to mend a blob; none while somebody else has it.
+    fn turn(&self, hash: BlobHash) -> Option<Turn<'_>> {
+        self.mending().insert(hash).then_some(Turn { host: self, hash })
+    }
+
+    /// Looks at a blob that could not be served. Whoever calls has its turn.
+    fn look_at(&self, hash: BlobHash) {
+        tracing::error!(%hash, "bytes at rest do not match their hash");
+        if let Err(e) = self.set_aside(hash) {
+            tracing::error!(error = %e, "a damaged blob could not be set aside");
+        }
+    }
+
     /// The tree of a blob; made again when it is gone or cannot be opened.
     fn tree(&self, space: &SpaceId, hash: &BlobHash, open: &OpenBlob) -> Result<Option<StoredTree>, CatalogError> {
         let catalog = &self.site.catalog;
@@ -202,11 +219,13 @@ impl SiteHost {
             Ok(None) | Err(CatalogError::Io { .. }) => {}
             found => return found,
         }
+        // Making it costs a reading of the whole blob: whoever asks meanwhile is told that it is not here now.
+        let Some(_turn) = self.turn(*hash) else { return Ok(None) };
         tracing::warn!(%hash, "the hash tree of a blob is gone: it is made again");
         match remake_tree(catalog, space, &open.file, open.size, hash) {
             Ok(true) => catalog.read()?.open_outboard(hash),
             Ok(false) => {
-                self.damaged(*hash);
+                self.look_at(*hash);
                 Ok(None)
             }
             Err(e) => {
@@ -319,14 +338,20 @@ impl Host for SiteHost {
 
     fn damaged(&self, hash: BlobHash) {
         // Many streams of one blob fail at once; to look at it once is enough.
-        let mending = || self.mending.lock().unwrap_or_else(PoisonError::into_inner);
-        if !mending().insert(hash) {
-            return;
+        if let Some(_turn) = self.turn(hash) {
+            self.look_at(hash);
         }
-        tracing::error!(%hash, "bytes at rest do not match their hash");
-        if let Err(e) = self.set_aside(hash) {
-            tracing::error!(error = %e, "a damaged blob could not be set aside");
-        }
-        mending().remove(&hash);
+    }
+}
+
+/// A blob is being mended; dropping it ends the turn.
+struct Turn<'a> {
+    host: &'a SiteHost,
+    hash: BlobHash,
+}
+
+impl Drop for Turn<'_> {
+    fn drop(&mut self) {
+        self.host.mending().remove(&self.hash);
     }
 }

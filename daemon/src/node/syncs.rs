@@ -14,7 +14,7 @@ use crate::errors::OrExplain;
 use crate::flow::{Described, describe, receive};
 use crate::jobs::Job;
 use crate::journal;
-use crate::sync::ask;
+use crate::sync::ask::{self, Asking};
 use crate::sync::turns::Answered;
 
 /// What `--at` is called for following the owner again.
@@ -198,7 +198,7 @@ impl SiteNode {
                     // Perhaps it is one that the owner made since.
                     Err(_) => {
                         job.stage("ask");
-                        ask::newest(&self.site, space, &record, &**job, &[]).await.or_explain()?;
+                        ask::newest(&self.site, space, &record, &**job, Asking::default()).await.or_explain()?;
                         find()?
                     }
                 };

@@ -42,27 +42,36 @@ const SITE_ANSWERS_WITHIN: Duration = Duration::from_secs(30);
 /// Most replies that one walk along a chain takes.
 const REPLIES_MAX: usize = 2048;
 
+/// Whom not to ask, and how.
+#[derive(Clone, Copy, Default)]
+pub struct Asking<'a> {
+    /// They failed in this sync.
+    pub except: &'a [SiteId],
+    /// Whoever answers may take its time, though others are known.
+    pub patient: bool,
+}
+
 /// The newest head that a reachable site knows, and that site.
 ///
 /// The sites of the record and the owner are asked one after the other, each a moment after the one
 /// before; other sites with a grant come in when none of these has answered by then. What a site of the
 /// first kind says is taken at once; a third site may be behind, so that others get a little time. Sites that
-/// failed lately come last, and those of `except` are not asked.
+/// failed lately come last, and those of `asking.except` are not asked.
 pub async fn newest(
     site: &Site,
     space: &SpaceId,
     record: &SpaceRecord,
     watch: &dyn Watch,
-    except: &[SiteId],
+    asking: Asking<'_>,
 ) -> Result<(Arc<Source>, Signed<Head>), SyncError> {
     if let Some(why) = &record.frozen {
         return Err(SyncError::Frozen(why.clone()));
     }
-    let mut waiting = VecDeque::from(sources(site, space, record, except)?);
+    let mut waiting = VecDeque::from(sources(site, space, record, asking.except)?);
     // With somebody else to turn to, nobody but the owner may dawdle.
     let others = waiting.iter().filter(|w| !w.addresses.is_empty()).count() > 1;
     let source_of = |peer: Peer| {
-        if others && peer.site() != record.owner {
+        if others && !asking.patient && peer.site() != record.owner {
             peer.hurry();
         }
         Arc::new(Source::new(peer))

@@ -71,6 +71,11 @@ impl SyncError {
         }
     }
 
+    /// Whether the source sent too little, and nothing wrong.
+    pub fn is_lag(&self) -> bool {
+        matches!(self, SyncError::Fetch(FetchError::Stalled { .. } | FetchError::Slow { .. }))
+    }
+
     /// A manifest that breaks a rule.
     pub fn manifest(e: CodecError) -> Self {
         SyncError::Manifest(e.to_string())

@@ -11,6 +11,7 @@ use sluice_protocol::signed::Signed;
 use sluice_store::catalog::SpaceRecord;
 use sluice_store::watch::Watch;
 
+use super::ask::Asking;
 use super::source::Source;
 use super::{SyncError, ask};
 use crate::site::Site;
@@ -26,6 +27,10 @@ pub struct Turns<'a> {
     /// One that has answered already.
     first: Option<Answered>,
     failed: Vec<SiteId>,
+    /// Those of them that were only too slow for one among others.
+    lagged: Vec<SiteId>,
+    /// Nobody else came: who is left may take its time.
+    patient: bool,
     /// Why the last source failed.
     last: Option<SyncError>,
     /// Bytes that came from those that failed.
@@ -35,7 +40,17 @@ pub struct Turns<'a> {
 impl<'a> Turns<'a> {
     /// With `first`, which was asked just now, or nobody who was asked yet.
     pub fn new(site: &'a Site, space: &'a SpaceId, record: &'a SpaceRecord, first: Option<Answered>) -> Self {
-        Self { site, space, record, first, failed: Vec::new(), last: None, moved: 0 }
+        Self {
+            site,
+            space,
+            record,
+            first,
+            failed: Vec::new(),
+            lagged: Vec::new(),
+            patient: false,
+            last: None,
+            moved: 0,
+        }
     }
 
     /// The next source that answers, and the newest head that it knows. When there is none any more, why
@@ -44,7 +59,14 @@ impl<'a> Turns<'a> {
         if let Some(first) = self.first.take() {
             return Ok(first);
         }
-        let asked = ask::newest(self.site, self.space, self.record, watch, &self.failed).await;
+        let mut asked = self.ask(watch).await;
+        if asked.is_err() && !self.patient && !self.lagged.is_empty() {
+            // A slow source is better than none: it had to hurry for the sake of others, and there are none.
+            self.patient = true;
+            let lagged = std::mem::take(&mut self.lagged);
+            self.failed.retain(|site| !lagged.contains(site));
+            asked = self.ask(watch).await;
+        }
         match (asked, self.last.take()) {
             (Ok(next), Some(last)) => {
                 watch.note(format!("{last}; site {} is asked instead", next.0.peer().site().short()));
@@ -53,6 +75,11 @@ impl<'a> Turns<'a> {
             (Err(e), Some(last)) if !ask::is_fork(&e) => Err(last),
             (asked, _) => asked,
         }
+    }
+
+    async fn ask(&self, watch: &dyn Watch) -> Result<Answered, SyncError> {
+        let asking = Asking { except: &self.failed, patient: self.patient };
+        ask::newest(self.site, self.space, self.record, watch, asking).await
     }
 
     /// A source failed; the error comes back where no other source would help.
@@ -66,6 +93,9 @@ impl<'a> Turns<'a> {
         tracing::warn!(space = %self.record.name, site = %from.short(), error = %e, rests_s, "a source failed");
         self.moved += source.moved_bytes();
         self.failed.push(from);
+        if source.peer().is_hurried() && e.is_lag() {
+            self.lagged.push(from);
+        }
         self.last = Some(e);
         Ok(())
     }

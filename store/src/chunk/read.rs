@@ -10,7 +10,7 @@ use std::fs::File;
 use std::io;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use sluice_protocol::ids::{BlobHash, SpaceId};
 use sluice_protocol::limits::FILE_BYTES_MAX;
@@ -161,7 +161,10 @@ pub fn remake_tree(catalog: &Catalog, space: &SpaceId, file: &File, size: u64, h
         }
         return Ok(found == *hash);
     }
-    let name = format!("{}again-{hash}", partial_prefix(space));
+    // Each run has a name of its own, so that two never write into one file.
+    static RUNS: AtomicU64 = AtomicU64::new(0);
+    let run = RUNS.fetch_add(1, Ordering::Relaxed);
+    let name = format!("{}again-{hash}-{}-{run}", partial_prefix(space), std::process::id());
     let mut sink = Sink { file: TREES.begin(&partial_folder(catalog), &name, FILE_MODE)?, failed: None };
     match job(true).run(&mut Scratch::default(), &mut sink) {
         Ok((found, _)) if found == *hash => {}
