@@ -440,10 +440,10 @@ pub async fn receive(
     job: &Arc<Job>,
 ) -> Result<Arrived, ApiError> {
     let started = Instant::now();
-    recover(site, space, record).await?;
+    let shown_again = recover(site, space, record).await?;
     let lake = site.lake_of(record)?;
     let mut turns = Turns::new(site, space, record, first);
-    let (described, received) = loop {
+    let (mut described, received) = loop {
         let described = describe_in_turn(site, space, record, job, &mut turns).await?;
         job.stage("transfer");
         match transfer(site, space, &lake, &described, job).await {
@@ -451,6 +451,7 @@ pub async fn receive(
             Err(e) => turns.failed(&described.source, in_words(site, space, &described, e)).or_explain()?,
         }
     };
+    described.standing.to_mend += shown_again;
     let moved_bytes = turns.came_from(&described.source);
     job.stage("verify");
     let verified = verified(site, &lake, received, job).await?;
@@ -461,16 +462,18 @@ pub async fn receive(
     Ok(Arrived { moved_bytes, described, published, unproven, seconds: started.elapsed().as_secs_f64() })
 }
 
-/// Brings catalog and live link together again after a kill.
-pub async fn recover(site: &Site, space: &SpaceId, record: &SpaceRecord) -> Result<(), ApiError> {
+/// Brings catalog and live link together again after a kill, and makes names again that are missing at the
+/// lake's top; returns how many of these were removed here.
+pub async fn recover(site: &Site, space: &SpaceId, record: &SpaceRecord) -> Result<u64, ApiError> {
     let (site, space, record) = (site.clone(), *space, record.clone());
     off_reactor(move || {
         let lake = site.lake_of(&record)?;
         let recovered = publish::recover(&lake, &site.catalog, &space).or_explain()?;
         if let Some(generation) = recovered.switched {
             tracing::info!(generation, "an interrupted publication was finished");
+            return Ok(0);
         }
-        Ok(())
+        Ok(recovered.shown)
     })
     .await
 }

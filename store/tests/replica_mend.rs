@@ -81,6 +81,73 @@ fn what_is_missing_comes_back_although_nothing_is_new() {
     assert!(sync(&world, &one()).already, "once is enough");
 }
 
+/// The paths that a check names, and what it says of them.
+fn named(world: &World, deep: bool) -> Vec<(String, String)> {
+    world.report(deep).problems.into_iter().map(|p| (p.path, p.what)).collect()
+}
+
+#[test]
+fn a_name_that_was_removed_at_the_top_is_missed_and_comes_back() {
+    let whole = Part { path: None, ..part("raw", Raw, vec![file("README", "r"), file("raw/a", "a")]) };
+    for (parts, names) in [(one(), ["README", "mixed", "raw"].as_slice()), (vec![whole], &["README", "raw"])] {
+        let world = World::new();
+        sync(&world, &parts);
+        names.iter().for_each(|name| std::fs::remove_file(world.at(name)).unwrap());
+        for deep in [false, true] {
+            let gone = |name: &&str| (name.to_string(), "the link into the live version is missing".to_string());
+            assert_eq!(named(&world, deep), names.iter().map(gone).collect::<Vec<_>>());
+        }
+        let standing = look(&world);
+        assert_eq!(
+            (standing.to_mend as usize, &standing.removed_here),
+            (names.len(), &names.iter().map(|n| n.to_string()).collect())
+        );
+        assert!(standing.live.unwrap().is_hurt(), "following knows that there is something to do");
+        assert!(sync(&world, &parts).already, "no folder is made anew for a name");
+        world.assert_shows(&parts);
+        let standing = look(&world);
+        assert!(standing.to_mend == 0 && !standing.live.unwrap().is_hurt());
+    }
+}
+
+#[test]
+fn a_name_at_the_top_that_a_person_took_is_named_and_stays() {
+    let world = World::new();
+    sync(&world, &one());
+    let elsewhere = world.dir.path().join("outside");
+    for name in ["README", "raw", "mixed", "orders"] {
+        std::fs::remove_file(world.at(name)).unwrap();
+    }
+    std::fs::write(world.at("README"), b"mine").unwrap();
+    std::fs::create_dir(world.at("raw")).unwrap();
+    std::os::unix::fs::symlink(&elsewhere, world.at("orders")).unwrap();
+    let taken = |name: &str| (name.to_string(), "has taken the place of the link into the live version".to_string());
+    let gone = ("mixed".to_string(), "the link into the live version is missing".to_string());
+    assert_eq!(named(&world, false), [taken("README"), gone, taken("orders"), taken("raw")]);
+    assert_eq!(look(&world).removed_here, ["mixed"]);
+    sync(&world, &two());
+    assert_eq!(diverged(&world), [".", "orders", "raw"]);
+    assert_eq!(std::fs::read(world.at("README")).unwrap(), b"mine");
+    assert_eq!(std::fs::read_link(world.at("orders")).unwrap(), elsewhere);
+    assert_eq!(std::fs::read_dir(world.at("raw")).unwrap().count(), 0);
+    assert_eq!(std::fs::read(world.at("mixed/note.txt")).unwrap(), b"noted", "the others go on");
+    assert_eq!(named(&world, true), [taken("README"), taken("orders"), taken("raw")]);
+}
+
+#[test]
+fn a_check_names_links_below_the_top_that_are_gone_or_replaced() {
+    let world = World::new();
+    sync(&world, &one());
+    std::fs::remove_file(world.at("mixed/deep")).unwrap();
+    std::fs::remove_file(world.at("mixed/note.txt")).unwrap();
+    std::fs::write(world.at("mixed/note.txt"), b"mine").unwrap();
+    let said = |path: &str, what: &str| (path.to_string(), what.to_string());
+    let wanted = [said("mixed/note.txt", "was replaced here"), said("mixed/deep", "the link is missing")];
+    assert_eq!(named(&world, false), wanted);
+    sync(&world, &one());
+    assert_eq!(named(&world, false), wanted[..1], "the link came back, the edit stays");
+}
+
 #[test]
 fn a_look_at_a_whole_replica_finds_nothing_and_writes_nothing() {
     let world = World::new();
@@ -340,7 +407,8 @@ fn mine_detaches_the_section_and_keeps_what_is_here_of_theirs() {
         sync(&world, &two());
         sync(&world, &one());
         assert_eq!(mine_visible(&world), 1, "{what}");
-        assert_eq!(world.report(true).detached, [section], "{what}");
+        let report = world.report(true);
+        assert_eq!((report.detached, report.problems), (vec![section.to_string()], vec![]), "{what}");
         theirs(&world, section);
         sync(&world, &two());
         world.assert_shows(&two());

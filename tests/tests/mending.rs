@@ -77,7 +77,8 @@ fn sync_mends_what_is_missing() {
     let report = pair.replica.run(["verify", "acme", "--json"]).expect_code(3).json();
     assert!(report["hint"].as_str().is_some_and(|h| h.contains("sluice sync acme")), "{report}");
     let sync = pair.sync(0);
-    assert_eq!((&sync["mended"], &sync["changed"]), (&1.into(), &false.into()), "{sync}");
+    // The file, and the name.
+    assert_eq!((&sync["mended"], &sync["changed"]), (&2.into(), &false.into()), "{sync}");
     assert!(sync["bytes_moved"].as_u64().is_some_and(|n| n < 64 * 1024), "{sync}");
     assert_eq!((pair.read("raw/deep/b.txt"), pair.read("README.md")), (b"two".to_vec(), b"read".to_vec()));
     assert_eq!(pair.replica.json(["verify", "acme", "--deep"])["ok"], true);
@@ -157,6 +158,34 @@ fn following_mends_what_was_found_missing_or_damaged_and_no_edit() {
     assert_eq!(pair.read("prompts/p.md"), b"mine", "an edit is a person's");
     let diverged = pair.state()["diverged"].clone();
     assert_eq!((&diverged[0]["section"], &diverged[1]), (&"prompts".into(), &Value::Null), "{diverged}");
+}
+
+#[test]
+fn following_brings_back_the_names_at_the_top_but_those_that_a_person_took() {
+    let mut pair = pair();
+    let_follow(&mut pair.replica);
+    for name in ["README.md", "raw", "prompts"] {
+        std::fs::remove_file(pair.copy.join(name)).expect("a link");
+    }
+    let elsewhere = pair.world.path("elsewhere");
+    std::os::unix::fs::symlink(&elsewhere, pair.copy.join("prompts")).expect("ours");
+    let problems = |pair: &Pair, deep: &[&str]| {
+        let report = pair.replica.run([&["verify", "acme", "--json"], deep].concat()).expect_code(3).json();
+        let listed = report["problems"].as_array().expect("a list").iter();
+        listed.map(|p| p["path"].as_str().expect("a path").to_owned()).collect::<Vec<_>>()
+    };
+    assert_eq!(problems(&pair, &[]), ["README.md", "prompts", "raw"]);
+    let are_back = || (pair.copy.join("README.md").exists() && pair.copy.join("raw/a.txt").exists()).then_some(());
+    wait::until("the names to come back", MENDED_WITHIN, are_back);
+    assert_eq!(problems(&pair, &["--deep"]), ["prompts"], "when the site has done its work");
+    assert_eq!(std::fs::read_link(pair.copy.join("prompts")).expect("a link"), elsewhere, "it is a person's");
+    let diverged = pair.state()["diverged"].clone();
+    assert_eq!((&diverged[0]["section"], &diverged[1]), (&"prompts".into(), &Value::Null), "{diverged}");
+    std::fs::remove_file(pair.copy.join("prompts")).expect("ours");
+    // The round that the check before has begun may have brought it already.
+    pair.replica.run(["verify", "acme"]);
+    wait::until("the last name to come back", MENDED_WITHIN, || pair.copy.join("prompts/p.md").exists().then_some(()));
+    assert_eq!(pair.replica.json(["verify", "acme"])["ok"], true);
 }
 
 #[test]

@@ -11,7 +11,7 @@ use std::time::Duration;
 use sluice_protocol::api::{ApiError, Failure};
 use sluice_protocol::head::Head;
 use sluice_protocol::ids::{SiteId, SpaceId};
-use sluice_store::catalog::{LiveRecord, LiveSection, Lookup, SiteLookup, SpaceRecord};
+use sluice_store::catalog::{LiveRecord, Lookup, SiteLookup, SpaceRecord};
 use sluice_store::watch::Silent;
 
 use super::pace::Failing;
@@ -144,8 +144,7 @@ async fn come_along(
 
 /// Whether there is anything to bring: a newer version, or what is missing or damaged of the live one.
 fn is_wanted(record: &SpaceRecord, live: Option<&LiveRecord>, newest: &Head) -> bool {
-    let hurt = live.is_some_and(|l| l.sections.iter().any(LiveSection::is_remade));
-    hurt || is_newer(record, live, newest)
+    live.is_some_and(LiveRecord::is_hurt) || is_newer(record, live, newest)
 }
 
 /// Whether there is a newer version, and no person holds the copy where it is.

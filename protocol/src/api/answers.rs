@@ -372,7 +372,7 @@ pub struct SpaceSync {
     pub rungs: Vec<RungLine>,
     /// Sections published without being opened here, with the reason.
     pub unproven: Vec<Skipped>,
-    /// Published files that were missing or damaged here and are whole again.
+    /// Published files that were missing or damaged here and are whole again, and names that were missing at the lake's top.
     #[serde(default)]
     pub mended: u64,
     /// Sections that stay as they lie because they were changed by hand.

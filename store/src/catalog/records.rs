@@ -114,6 +114,11 @@ impl LiveSection {
 }
 
 impl LiveRecord {
+    /// Whether anything of it is missing or damaged that a sync of the same version brings back.
+    pub fn is_hurt(&self) -> bool {
+        self.unshown || self.sections.iter().any(LiveSection::is_remade)
+    }
+
     /// The section that stays as it lies and has no room for `section` beside it.
     pub fn holds_back(&self, section: &Section) -> Option<&LiveSection> {
         let top = section.path.as_ref().and_then(|p| p.names().next());
@@ -140,6 +145,8 @@ record! {
         2 => sections: Vec<LiveSection>,
         /// Sections that could not be proven here, as `name: reason`.
         3 => unproven: Vec<String>,
+        /// A look found names missing at the lake's top: the next recovery makes them again.
+        4 => unshown: bool,
     }
 }
 

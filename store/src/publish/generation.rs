@@ -194,15 +194,15 @@ pub(super) fn shown_names(hands: &Hands<'_>, number: u64) -> Result<BTreeSet<Str
     Ok(folder.names().map_err(failed)?.0.into_iter().collect())
 }
 
-/// Makes the visible links for `names` and removes our own for others.
-pub(super) fn show(hands: &Hands<'_>, names: &BTreeSet<String>) -> Result<(), PublishError> {
+/// Makes the visible links for `names` and removes our own for others; returns how many were made.
+pub(super) fn show(hands: &Hands<'_>, names: &BTreeSet<String>) -> Result<u64, PublishError> {
     let failed = |e| hands.failed("", e);
-    let mut changed = false;
+    let (mut made, mut changed) = (0, false);
     for name in names {
         // What a person put there stays: the next look finds it.
         if hands.top.look(name).map_err(failed)?.is_none() {
             hands.symlink(&top_text(name), (&hands.top, name), name)?;
-            changed = true;
+            (made, changed) = (made + 1, true);
         }
     }
     for name in hands.top.names().map_err(failed)?.0 {
@@ -214,5 +214,8 @@ pub(super) fn show(hands: &Hands<'_>, names: &BTreeSet<String>) -> Result<(), Pu
             changed = true;
         }
     }
-    if changed { hands.sync(&hands.top, ".") } else { Ok(()) }
+    if changed {
+        hands.sync(&hands.top, ".")?;
+    }
+    Ok(made)
 }

@@ -3,12 +3,13 @@
 //! Cheap: names, modes and fingerprints; a file is hashed only when its fingerprint moved. What is
 //! found is written into the record of the live version, so that planning, verifying and publishing
 //! agree about it: a *worn* section (files missing or damaged) is made anew, a *diverged* one (changed
-//! by hand) stays as it lies.
+//! by hand) stays as it lies. A name at the lake's top that is missing is noted, too: recovery makes it again.
 //!
 //! Invariant: no file is touched here. A change by hand, once found, stands in the catalog until the
 //! change is gone or a person resolved it.
 
 use std::collections::BTreeSet;
+use std::io;
 
 use sluice_protocol::ids::{SnapshotId, SpaceId};
 use sluice_protocol::manifest::Entry;
@@ -19,7 +20,7 @@ use super::hands::Hands;
 use super::old::{Inspection, Old};
 use super::plan::is_our_top;
 use super::strays::{Expected, Found};
-use super::{PublishError, intent};
+use super::{PublishError, generation, intent};
 use crate::blobs::{Fit, compare};
 use crate::catalog::{
     Batch, CHANGES_MAX, Catalog, CatalogError, FileRecord, LiveRecord, LiveSection, LocalChange, Located, Lookup,
@@ -33,7 +34,7 @@ pub struct Standing {
     /// The live version, with what was found of its sections; none when nothing is published.
     pub live: Option<LiveRecord>,
     /// Published files that are missing or damaged, or have lost their mode or time, in sections that
-    /// the next version makes anew.
+    /// the next version makes anew; and names that are missing at the lake's top.
     pub to_mend: u64,
     /// Of those, the lake paths of what was removed here.
     pub removed_here: Vec<String>,
@@ -54,7 +55,7 @@ pub struct Unread {
 }
 
 /// What a change by hand at the lake's top is called.
-const TOP_TAKEN: &str = "has taken the place of the link into the live version";
+pub(crate) const TOP_TAKEN: &str = "has taken the place of the link into the live version";
 const REPLACED: &str = "was replaced here";
 const ADDED: &str = "was added here";
 
@@ -76,6 +77,10 @@ pub fn look_over(lake: &Lake, catalog: &Catalog, space: &SpaceId) -> Result<Stan
     }
     let Look { mut now, mut standing, .. } = look;
     drop(reader);
+    let unshown = unshown(&hands, &before)?;
+    now.unshown = !unshown.is_empty();
+    standing.to_mend += unshown.len() as u64;
+    standing.removed_here.extend(unshown);
     let news = learned.iter().any(|i| !i.proven.is_empty() || i.removed.iter().any(|r| r.at.is_some()));
     if now != before || news {
         hands.commit("standing", |b| {
@@ -150,6 +155,22 @@ impl Look<'_, '_> {
     }
 }
 
+/// The names of the live generation that are missing at the lake's top. One that something else has is not among them.
+fn unshown(hands: &Hands<'_>, live: &LiveRecord) -> Result<Vec<String>, PublishError> {
+    let names = match generation::shown_names(hands, live.generation) {
+        // What the generation itself lost is found section by section.
+        Err(PublishError::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => return Ok(vec![]),
+        names => names?,
+    };
+    let mut missing = Vec::new();
+    for name in names {
+        if hands.top.look(&name).map_err(|e| hands.failed(&name, e))?.is_none() {
+            missing.push(name);
+        }
+    }
+    Ok(missing)
+}
+
 fn local(path: &str, what: &str, print: Option<&Fingerprint>) -> LocalChange {
     let (path, what, print) = (path.to_string(), what.to_string(), print.cloned());
     LocalChange { path, what, print, top: false, unknown: Default::default() }
@@ -173,7 +194,7 @@ pub(super) fn find_strays(hands: &Hands<'_>, reader: &Reader, live: &LiveRecord)
 }
 
 /// The names at the lake's top through which a published section is seen.
-pub(super) fn top_names_of(section: &LiveSection, entries: &[Entry]) -> BTreeSet<String> {
+pub(crate) fn top_names_of(section: &LiveSection, entries: &[Entry]) -> BTreeSet<String> {
     let first = |path: &LakePath| path.names().next().map(str::to_string);
     match &section.path {
         Some(path) => first(path).into_iter().collect(),

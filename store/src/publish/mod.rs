@@ -53,13 +53,16 @@ pub(crate) use cleanup::in_section;
 pub(crate) use commit::{live_annex, set_live_annex};
 pub use hands::{GENERATIONS_FOLDER, LIVE_LINK, SECTIONS_FOLDER};
 pub use look::{Standing, Unread, look_over};
+pub(crate) use look::{TOP_TAKEN, top_names_of};
 pub(crate) use old::{lake_path, section_place, walk};
 pub(crate) use place::published_mode;
 pub use plan::How;
+pub(crate) use plan::top_text;
 pub use recover::Recovered;
 pub use resolve::{SetAside, keep_mine, keep_theirs};
+pub(crate) use strays::links_of;
+pub(crate) use target::link_text;
 pub use target::{TargetError, TargetFacts, check_target};
-pub(crate) use target::{generation_link_text, link_text};
 
 /// Series of section folder numbers in the catalog.
 const FOLDER_SERIES: &str = "section folders";
@@ -291,6 +294,7 @@ fn live_record(verified: &Verified, generation: u64, plan: &Plan<'_>) -> LiveRec
         snapshot: verified.snapshot(),
         sections: sections.collect(),
         unproven: plan.unproven.clone(),
+        unshown: false,
         unknown: Default::default(),
     }
 }

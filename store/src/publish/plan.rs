@@ -367,7 +367,7 @@ pub(super) fn top_names(sections: &[SectionPlan<'_>]) -> Result<BTreeSet<String>
 }
 
 /// Where the visible link for a top-level name leads.
-pub(super) fn top_text(name: &str) -> String {
+pub(crate) fn top_text(name: &str) -> String {
     format!("{}/{LIVE_LINK}/{name}", sluice_protocol::path::OWN_FOLDER)
 }
 

@@ -26,6 +26,8 @@ pub struct Recovered {
     pub switched: Option<u64>,
     /// Files of an unfinished version that were found, whole, in a section folder.
     pub adopted: u64,
+    /// Names at the lake's top that were missing and are there again.
+    pub shown: u64,
     /// A version was begun and is not live.
     pub unfinished: bool,
 }
@@ -44,7 +46,7 @@ pub(super) fn recover(hands: &Hands<'_>) -> Result<Recovered, PublishError> {
             done.switched = Some(live.generation);
         }
         aside::finish(hands)?;
-        generation::show(hands, &generation::shown_names(hands, live.generation)?)?;
+        done.shown = generation::show(hands, &generation::shown_names(hands, live.generation)?)?;
     }
     if let Some(intent) = &intent {
         done.unfinished = true;

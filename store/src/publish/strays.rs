@@ -50,6 +50,18 @@ pub(super) struct Expected {
     whole: bool,
 }
 
+/// The links by which generation `number` shows a section, by their lake paths; none for one that is the whole lake.
+pub(crate) fn links_of(
+    number: u64,
+    section: &LiveSection,
+    entries: &[Entry],
+) -> Result<Vec<(String, String)>, PublishError> {
+    let mut expected = Expected::default();
+    expected.add(0, number, section, entries)?;
+    let links = expected.links.into_iter().filter(|_| !expected.whole);
+    Ok(links.map(|(path, (_, text))| (path, text)).collect())
+}
+
 /// What was found.
 #[derive(Debug, Default)]
 pub(super) struct Found {

@@ -1,7 +1,8 @@
 //! Whether what is published is still what was verified: the check behind `sluice verify`.
 //!
 //! Shallow: every live file is where it should be, with the fingerprint, mode and time it was
-//! published with, every link reads as it should, and nothing else lies there. Deep: every byte is
+//! published with, every link reads as it should, the links by which users see it too, and nothing else
+//! lies there. Deep: every byte is
 //! hashed again and every table opened again.
 //!
 //! Invariant: it writes nothing and stops at nothing: every problem is counted and named, as far as
@@ -20,14 +21,15 @@ use sluice_protocol::manifest::{Entry, EntryKind, Manifest, Section};
 use sluice_protocol::path::LakePath;
 use sluice_protocol::stages::is_regenerated;
 
+use super::shown::Shown;
 use super::{Proof, entries_of, name_of, tables};
 use crate::blobs::{BlobError, Fit, compare, prove_place};
 use crate::catalog::{Catalog, CatalogError, LiveRecord, LiveSection, Lookup, Reader};
 use crate::durable::{Folder, Kind, Seen};
 use crate::lake::{Lake, LakeError, Place};
 use crate::publish::{
-    GENERATIONS_FOLDER, LIVE_LINK, SECTIONS_FOLDER, generation_link_text, lake_path, link_text, live_annex,
-    published_mode, section_place, walk,
+    GENERATIONS_FOLDER, LIVE_LINK, SECTIONS_FOLDER, lake_path, link_text, live_annex, published_mode, section_place,
+    walk,
 };
 use crate::table::TableReader;
 use crate::view::ManifestView;
@@ -89,7 +91,7 @@ pub struct Rotten {
 }
 
 impl Report {
-    fn add(&mut self, section: &str, path: &str, what: impl Into<String>) {
+    pub(super) fn add(&mut self, section: &str, path: &str, what: impl Into<String>) {
         self.problem_count += 1;
         if self.problems.len() < PROBLEMS_MAX {
             let (section, path) = (section.to_string(), path.to_string());
@@ -140,7 +142,9 @@ pub fn verify_live(
         bytes_done: AtomicU64::new(0),
         rotten: Mutex::default(),
     };
-    live.check_links(&record, &mut report);
+    live.check_live_link(&record, &mut report);
+    let top = folder(lake.dir()).map_err(BlobError::from)?;
+    let mut shown = Shown::new(&top, &live.own, &record);
     for section in &record.sections {
         if section.detached {
             report.detached.push(name(section));
@@ -153,8 +157,14 @@ pub fn verify_live(
         let listed = stayed.as_ref().unwrap_or(&manifest);
         let known = listed.sections.iter().find(|s| s.path == section.path && s.tree.page == section.tree);
         match known {
-            None => report.add(&name(section), "", "the manifest does not list it"),
-            Some(known) => live.check_section(&record, section, known, readers, &mut report)?,
+            None => {
+                report.add(&name(section), "", "the manifest does not list it");
+                shown.check(section, &[], &mut report);
+            }
+            Some(known) => {
+                let entries = live.check_section(&record, section, known, readers, &mut report)?;
+                shown.check(section, &entries, &mut report);
+            }
         }
     }
     report.problems.sort();
@@ -167,27 +177,28 @@ fn name(section: &LiveSection) -> String {
     section.path.as_ref().map_or_else(|| ".".to_string(), |p| p.to_string())
 }
 
+/// A link of a deep section.
+fn check_link(section: &LiveSection, entry: &Entry, there: Option<&(Seen, Option<String>)>) -> Option<String> {
+    let wanted = link_text(section.path.as_ref(), &entry.path, entry.target.as_deref().unwrap_or(".")).ok();
+    match (wanted, there.and_then(|(_, text)| text.clone())) {
+        (Some(wanted), Some(text)) if wanted == text => None,
+        (_, None) => Some("the link is missing".into()),
+        (_, Some(text)) => Some(format!("the link leads to `{text}`")),
+    }
+}
+
 /// What a file or link of a section looks like on the disk.
 type Found = BTreeMap<String, (Seen, Option<String>)>;
 
 impl Live<'_> {
-    /// `.sluice/live` and the links that users see.
-    fn check_links(&self, record: &LiveRecord, report: &mut Report) {
+    fn check_live_link(&self, record: &LiveRecord, report: &mut Report) {
         let wanted = format!("{GENERATIONS_FOLDER}/{}", record.generation);
         if self.own.read_link(LIVE_LINK).ok().as_deref() != Some(&wanted) {
             report.add("", ".sluice/live", format!("does not point at generation {}", record.generation));
         }
-        let Ok(top) = Folder::of(self.lake.dir(), "verify") else { return };
-        let firsts = record.sections.iter().filter_map(|s| s.path.as_ref()?.names().next().map(str::to_string));
-        let firsts: std::collections::BTreeSet<String> = firsts.collect();
-        for first in firsts {
-            let text = format!("{}/{LIVE_LINK}/{first}", sluice_protocol::path::OWN_FOLDER);
-            if top.read_link(&first).ok().as_deref() != Some(&text) {
-                report.add("", &first, "is not the link into the live version");
-            }
-        }
     }
 
+    /// Checks the section's folder; returns what it lists, as far as that can be read.
     fn check_section(
         &self,
         record: &LiveRecord,
@@ -195,13 +206,13 @@ impl Live<'_> {
         known: &Section,
         readers: &[Arc<dyn TableReader>],
         report: &mut Report,
-    ) -> Result<(), super::VerifyError> {
+    ) -> Result<Vec<Entry>, super::VerifyError> {
         let title = name(section);
         let entries = match entries_of(&self.reader, self.space, known) {
             Ok(entries) => entries,
             Err(e) => {
                 report.add(&title, "", e.to_string());
-                return Ok(());
+                return Ok(vec![]);
             }
         };
         let mut found = Found::new();
@@ -214,11 +225,11 @@ impl Live<'_> {
         });
         if let Err(e) = walked {
             report.add(&title, "", format!("its folder `{}` cannot be read: {e}", section.folder));
-            return Ok(());
+            return Ok(entries);
         }
         let before = report.problem_count;
         let checked: Result<Vec<Option<String>>, CatalogError> =
-            entries.par_iter().map(|e| self.check_entry(record, section, known, e, &found)).collect();
+            entries.par_iter().map(|e| self.check_entry(section, known, e, &found)).collect();
         for (entry, problem) in entries.iter().zip(checked?) {
             if entry.kind == EntryKind::File {
                 report.files += 1;
@@ -234,12 +245,11 @@ impl Live<'_> {
         if self.deep && current && before == report.problem_count {
             self.check_table(record, section, known, &entries, readers, report)?;
         }
-        Ok(())
+        Ok(entries)
     }
 
     fn check_entry(
         &self,
-        record: &LiveRecord,
         section: &LiveSection,
         known: &Section,
         entry: &Entry,
@@ -247,41 +257,15 @@ impl Live<'_> {
     ) -> Result<Option<String>, CatalogError> {
         let there = found.get(entry.path.as_str());
         match entry.kind {
-            EntryKind::Folder if section.shallow => Ok(None),
+            // They lie in the generation.
+            EntryKind::Folder | EntryKind::Link if section.shallow => Ok(None),
             EntryKind::Folder => {
                 let sections = self.own.open(SECTIONS_FOLDER).and_then(|f| f.open(&section.folder));
                 let is = sections.and_then(|f| f.descend(Some(&entry.path))).is_ok();
                 Ok((!is).then(|| "the folder is missing".to_string()))
             }
-            EntryKind::Link => Ok(self.check_link(record, section, known, entry, there)),
+            EntryKind::Link => Ok(check_link(section, entry, there)),
             EntryKind::File => self.check_file(section, known, entry, there),
-        }
-    }
-
-    fn check_link(
-        &self,
-        record: &LiveRecord,
-        section: &LiveSection,
-        known: &Section,
-        entry: &Entry,
-        there: Option<&(Seen, Option<String>)>,
-    ) -> Option<String> {
-        let target = entry.target.as_deref().unwrap_or(".");
-        let (wanted, text) = if section.shallow {
-            let at = known.lake_path(&entry.path).ok()?;
-            let read = || {
-                let generation = self.own.open(GENERATIONS_FOLDER)?.open(&record.generation.to_string())?;
-                generation.descend(section.path.as_ref())?.read_link(entry.path.as_str())
-            };
-            (generation_link_text(&at, target).ok(), read().ok())
-        } else {
-            let wanted = link_text(section.path.as_ref(), &entry.path, target).ok();
-            (wanted, there.and_then(|(_, text)| text.clone()))
-        };
-        match (wanted, text) {
-            (Some(wanted), Some(text)) if wanted == text => None,
-            (_, None) => Some("the link is missing".into()),
-            (_, Some(text)) => Some(format!("the link leads to `{text}`")),
         }
     }
 

@@ -12,6 +12,7 @@ pub(crate) mod diff;
 mod layout;
 mod links;
 mod live;
+mod shown;
 mod tables;
 
 use std::sync::Arc;
