@@ -2,7 +2,8 @@
 //! old enough to go.
 //!
 //! An entry is what one decision set aside, or one damaged file. It is as old as the newest change time
-//! in it: a rename sets that, and no tool can set it back.
+//! in it, folders counted: a rename sets that of the name that is moved, a folder's too and of nothing
+//! in it, and no tool can set it back.
 //!
 //! Invariant: no link is followed and no other file system is entered; an entry goes whole, and only
 //! when nothing unfinished names it. What cannot be read to its end stays.
@@ -54,9 +55,13 @@ struct Tree {
 }
 
 impl Tree {
+    /// Folders are no files, and have an age all the same.
     fn note(&mut self, seen: &Seen) {
         let changed_ms = u64::try_from(seen.print.ctime_ns / 1_000_000).unwrap_or(0);
         self.newest_ms = self.newest_ms.max(changed_ms);
+        if seen.kind == Kind::Folder {
+            return;
+        }
         self.aside.files += 1;
         self.aside.bytes += if seen.kind == Kind::File { seen.print.size } else { 0 };
         self.aside.oldest_ms = Some(self.aside.oldest_ms.map_or(changed_ms, |o| o.min(changed_ms)));
@@ -108,7 +113,7 @@ pub(super) fn old(
     Ok((lying, old))
 }
 
-/// Removes old entries. A kill leaves a part of one, which is as old as before.
+/// Removes old entries. A kill leaves a part of one, whose age counts from then.
 pub(super) fn remove(lake: &Lake, old: &[Old]) -> Result<(), GcError> {
     for entry in old {
         let failed = |source| GcError::Io { path: shown(lake, entry.folder).join(&entry.name), source };
@@ -169,8 +174,8 @@ fn measure(folder: &Folder, name: &str, dev: u64, depth: usize, left: &mut u64, 
     }
     *left -= 1;
     let Some(seen) = folder.look(name)? else { return Ok(()) };
+    tree.note(&seen);
     if seen.kind != Kind::Folder {
-        tree.note(&seen);
         return Ok(());
     }
     let below = match folder.open(name) {

@@ -1,7 +1,7 @@
 //! What lies aside for people: it goes whole and by its age, and nothing else goes with it.
 
 use std::fs;
-use std::os::unix::fs::{PermissionsExt, symlink};
+use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 use std::path::Path;
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -23,6 +23,11 @@ fn after(days: u64) -> Retention {
 fn gc(model: &Model, retention: Retention, dry_run: bool) -> Collected {
     let owner = &model.owner;
     collect(&owner.lake, &owner.space, &owner.catalog, &retention, dry_run).unwrap()
+}
+
+fn changed_ms(path: &Path) -> u64 {
+    let about = fs::symlink_metadata(path).unwrap();
+    about.ctime() as u64 * 1000 + about.ctime_nsec() as u64 / 1_000_000
 }
 
 /// A decision with a folder that may not be written and links that lead away, and a damaged file.
@@ -82,4 +87,31 @@ fn a_folder_that_is_a_link_and_an_entry_with_something_new_stay() {
     let later = gc(&model, after(1000), false);
     assert_eq!((later.aside_files, later.aside.quarantine.files), (1, 0));
     assert!(away.join("20260101T000000Z/mine").exists());
+}
+
+#[test]
+fn what_was_moved_there_is_as_old_as_the_move() {
+    let mut model = Model::new(8);
+    model.snapshot(None);
+    let (own, stray, hollow) = (model.owner.at(".sluice"), model.owner.at("../stray"), model.owner.at("../hollow"));
+    fs::create_dir_all(own.join("kept")).unwrap();
+    fs::create_dir_all(stray.join("deep")).unwrap();
+    fs::create_dir_all(hollow.join("deep")).unwrap();
+    fs::write(stray.join("deep/precious"), "the only copy").unwrap();
+    let written_ms = changed_ms(&stray.join("deep/precious"));
+    while now_ms() < written_ms + 50 {
+        std::thread::sleep(std::time::Duration::from_millis(5));
+    }
+    // A rename touches the folder that is moved, and nothing in it.
+    let (kept, empty) = (own.join("kept/20260101T000000Z.top"), own.join("kept/20260101T000000Z"));
+    fs::rename(&stray, &kept).unwrap();
+    fs::rename(&hollow, &empty).unwrap();
+    assert_eq!(changed_ms(&kept.join("deep/precious")), written_ms);
+    assert!(changed_ms(&kept) >= written_ms + 40);
+
+    let young = Retention { now_ms: written_ms + 20 + 90 * DAY, ..after(0) };
+    assert_eq!(gc(&model, young, false).aside_files, 0, "only its files are old");
+    assert!(kept.join("deep/precious").exists() && empty.join("deep").exists());
+    assert_eq!(gc(&model, after(91), false).aside_files, 1);
+    assert!(!kept.exists() && !empty.exists());
 }
