@@ -28,7 +28,10 @@ impl Gc {
 /// What lies aside; nothing when nothing does.
 pub(super) fn aside(space: &str, kept: &AsideInfo, quarantined: &AsideInfo, now_ms: u64) -> String {
     let line = |a: &AsideInfo, what: &str| {
-        let Some(oldest) = a.oldest_ms else { return String::new() };
+        let Some(oldest) = a.oldest_ms else {
+            let unread = format!("  ! {}: what lies {what} cannot be read\n", clean(space));
+            return if a.more { unread } else { String::new() };
+        };
         let least = if a.more { "at least " } else { "" };
         let files = count(a.files, "file", "files");
         format!("  {}: {least}{files}, {}, {what}, the oldest {}\n", clean(space), mib(a.bytes), since(oldest, now_ms))
@@ -55,6 +58,10 @@ fn text(r: &GcReport) -> String {
         out.push_str(&aside(&s.space, &s.kept_aside, &s.quarantined, now_ms()));
         if s.aside_files > 0 {
             out.push_str(&format!("  {} of it {went}, by their age\n", count(s.aside_files, "file", "files")));
+        }
+        if s.aside_stuck > 0 {
+            let entries = count(s.aside_stuck, "entry", "entries");
+            out.push_str(&format!("  ! {entries} of it could not be removed; the daemon's log says which and why\n"));
         }
     }
     out.push_str(&format!("shared by all spaces: {}\n", gone(&r.shared)));

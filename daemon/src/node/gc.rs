@@ -116,24 +116,27 @@ fn one(site: &Site, space: &SpaceId, record: &SpaceRecord, dry_run: bool, job: &
     let lake = site.lake_of(record)?;
     let collected = collect(&lake, space, &site.catalog, &retention(&site.config), dry_run).or_explain()?;
     if !dry_run {
-        let text = format!(
+        let mut text = format!(
             "{} versions, {} rows and {} files went, {} of them from what lay aside; {} bytes",
             collected.versions, collected.rows, collected.files, collected.aside_files, collected.bytes
         );
+        if collected.aside_stuck > 0 {
+            text.push_str(&format!("; {} old entries aside could not be removed", collected.aside_stuck));
+        }
         let noted = site.catalog.write(|b| {
             b.put_setting(&key(space), &now_ms().to_le_bytes())?;
-            if collected.rows + collected.files > 0 {
+            if collected.rows + collected.files + collected.aside_stuck > 0 {
                 journal::write(b, "gc", Some(*space), None, &text)
             } else {
                 Ok(())
             }
         });
         noted.or_explain()?;
-        if collected.versions > 0 {
+        if collected.versions + collected.aside_stuck > 0 {
             job.note(text);
         }
     }
-    let Collected { kept, versions, aside, aside_files, .. } = collected;
+    let Collected { kept, versions, aside, aside_files, aside_stuck, .. } = collected;
     Ok(SpaceGc {
         space: record.name.clone(),
         kept,
@@ -142,6 +145,7 @@ fn one(site: &Site, space: &SpaceId, record: &SpaceRecord, dry_run: bool, job: &
         kept_aside: aside_info(&aside.kept),
         quarantined: aside_info(&aside.quarantine),
         aside_files,
+        aside_stuck,
     })
 }
 

@@ -340,7 +340,7 @@ impl SiteNode {
         let held = self.held_at(reader, space, record)?;
         // A lake that is not there now has nothing to show.
         let lake = self.site.lake_of(record).ok();
-        let aside = lake.and_then(|lake| lying_aside(&lake, ASIDE_NAMES_SHOWN_MAX).ok()).unwrap_or_default();
+        let aside = lake.map(|lake| lying_aside(&lake, ASIDE_NAMES_SHOWN_MAX)).unwrap_or_default();
         let is_held = held.as_ref().map(|h| h.snapshot);
         let state = if self.jobs.is_busy(&record.name) {
             SpaceState::Busy

@@ -488,6 +488,9 @@ pub struct SpaceGc {
     pub quarantined: AsideInfo,
     #[serde(default)]
     pub aside_files: u64,
+    /// Entries that are old enough to go and could not be removed.
+    #[serde(default)]
+    pub aside_stuck: u64,
 }
 
 #[derive(Debug, Clone, Copy, Default, Serialize, Deserialize)]

@@ -6,16 +6,15 @@
 //! in it, and no tool can set it back.
 //!
 //! Invariant: no link is followed and no other file system is entered; an entry goes whole, and only
-//! when nothing unfinished names it. What cannot be read to its end stays.
+//! when nothing unfinished names it. What cannot be read to its end stays, and keeps nothing else.
 
 use std::collections::BTreeSet;
 use std::io;
-use std::path::PathBuf;
 
 use sluice_protocol::limits::ASIDE_DEPTH_MAX;
 use sluice_protocol::path::OWN_FOLDER;
 
-use super::{GcError, Retention};
+use super::Retention;
 use crate::blobs::QUARANTINE_FOLDER;
 use crate::durable::{Folder, Kind, Seen};
 use crate::lake::Lake;
@@ -50,7 +49,7 @@ pub struct LyingAside {
 struct Tree {
     aside: Aside,
     newest_ms: u64,
-    /// Something in it cannot be told: a strange name, another file system, too deep.
+    /// Something in it cannot be told: a strange name, another file system, too deep, an error.
     unclear: bool,
 }
 
@@ -84,19 +83,16 @@ pub(super) struct Old {
     pub aside: Aside,
 }
 
-/// Counts what lies aside in a lake; looks at `names_max` names in each folder at most.
-pub fn lying_aside(lake: &Lake, names_max: u64) -> Result<LyingAside, GcError> {
+/// Counts what lies aside in a lake; looks at `names_max` names in each folder at most. What cannot be
+/// read is `more`.
+pub fn lying_aside(lake: &Lake, names_max: u64) -> LyingAside {
     let count = |name| each_entry(lake, name, names_max, &mut |_, _| {});
-    Ok(LyingAside { kept: count(KEPT_FOLDER)?, quarantine: count(QUARANTINE_FOLDER)? })
+    LyingAside { kept: count(KEPT_FOLDER), quarantine: count(QUARANTINE_FOLDER) }
 }
 
 /// What lies aside, and which entries are older than they are kept. `unfinished` names entries, as
 /// `kept/NAME`, that stay whatever their age.
-pub(super) fn old(
-    lake: &Lake,
-    retention: &Retention,
-    unfinished: &BTreeSet<String>,
-) -> Result<(LyingAside, Vec<Old>), GcError> {
+pub(super) fn old(lake: &Lake, retention: &Retention, unfinished: &BTreeSet<String>) -> (LyingAside, Vec<Old>) {
     let mut old = Vec::new();
     let mut look = |folder: &'static str, kept_ms: Option<u64>| {
         each_entry(lake, folder, u64::MAX, &mut |name, tree| {
@@ -107,36 +103,36 @@ pub(super) fn old(
         })
     };
     let lying = LyingAside {
-        kept: look(KEPT_FOLDER, retention.kept_ms)?,
-        quarantine: look(QUARANTINE_FOLDER, retention.quarantine_ms)?,
+        kept: look(KEPT_FOLDER, retention.kept_ms),
+        quarantine: look(QUARANTINE_FOLDER, retention.quarantine_ms),
     };
-    Ok((lying, old))
+    (lying, old)
 }
 
-/// Removes old entries. A kill leaves a part of one, whose age counts from then.
-pub(super) fn remove(lake: &Lake, old: &[Old]) -> Result<(), GcError> {
-    for entry in old {
-        let failed = |source| GcError::Io { path: shown(lake, entry.folder).join(&entry.name), source };
-        let Some(folder) = open(lake, entry.folder)? else { continue };
-        let dev = device(&folder).map_err(failed)?;
-        take_away(&folder, &entry.name, dev).map_err(failed)?;
-    }
-    Ok(())
-}
-
-fn shown(lake: &Lake, folder: &str) -> PathBuf {
-    lake.root().join(OWN_FOLDER).join(folder)
+/// Removes old entries and returns those that went. One that cannot be removed stays, wholly or in part.
+/// A kill leaves a part of one, whose age counts from then.
+pub(super) fn remove(lake: &Lake, old: Vec<Old>) -> Vec<Old> {
+    let went = |entry: &Old| {
+        let gone = || -> io::Result<()> {
+            let Some(folder) = open(lake, entry.folder)? else { return Ok(()) };
+            take_away(&folder, &entry.name, device(&folder)?)
+        };
+        if let Err(e) = gone() {
+            let path = lake.root().join(OWN_FOLDER).join(entry.folder).join(&entry.name);
+            tracing::warn!(path = %path.display(), error = %e, "what is old enough to go cannot be removed");
+            return false;
+        }
+        true
+    };
+    old.into_iter().filter(went).collect()
 }
 
 /// The folder, unless it is not there or something else has its name.
-fn open(lake: &Lake, name: &str) -> Result<Option<Folder>, GcError> {
+fn open(lake: &Lake, name: &str) -> io::Result<Option<Folder>> {
     let Some(own) = lake.own_if_present() else { return Ok(None) };
-    let open = || -> io::Result<Option<Folder>> {
-        let own = Folder::of(own, "gc")?;
-        let is_folder = own.look(name)?.is_some_and(|seen| seen.kind == Kind::Folder);
-        is_folder.then(|| own.open(name)).transpose()
-    };
-    open().map_err(|source| GcError::Io { path: shown(lake, name), source })
+    let own = Folder::of(own, "gc")?;
+    let is_folder = own.look(name)?.is_some_and(|seen| seen.kind == Kind::Folder);
+    is_folder.then(|| own.open(name)).transpose()
 }
 
 fn device(folder: &Folder) -> io::Result<u64> {
@@ -144,29 +140,38 @@ fn device(folder: &Folder) -> io::Result<u64> {
 }
 
 /// Measures each entry of a folder; returns what they come to.
-fn each_entry(
-    lake: &Lake,
-    name: &'static str,
-    names_max: u64,
-    each: &mut dyn FnMut(&str, &Tree),
-) -> Result<Aside, GcError> {
+fn each_entry(lake: &Lake, name: &'static str, names_max: u64, each: &mut dyn FnMut(&str, &Tree)) -> Aside {
     let mut all = Aside::default();
-    let Some(folder) = open(lake, name)? else { return Ok(all) };
-    let mut left = names_max;
-    let mut walk = || -> io::Result<()> {
-        let dev = device(&folder)?;
-        for entry in folder.names()?.0 {
-            let mut tree = Tree::default();
-            measure(&folder, &entry, dev, ASIDE_DEPTH_MAX, &mut left, &mut tree)?;
-            each(&entry, &tree);
-            all.add(&tree.aside);
-        }
-        Ok(())
+    let opened = || -> io::Result<_> {
+        let Some(folder) = open(lake, name)? else { return Ok(None) };
+        let (dev, names) = (device(&folder)?, folder.names()?.0);
+        Ok(Some((folder, dev, names)))
     };
-    walk().map_err(|source| GcError::Io { path: shown(lake, name), source })?;
-    Ok(all)
+    let (folder, dev, names) = match opened() {
+        Ok(Some(opened)) => opened,
+        Ok(None) => return all,
+        Err(e) => {
+            let path = lake.root().join(OWN_FOLDER).join(name);
+            tracing::warn!(path = %path.display(), error = %e, "what lies aside cannot be read");
+            all.more = true;
+            return all;
+        }
+    };
+    let mut left = names_max;
+    for entry in names {
+        let mut tree = Tree::default();
+        if let Err(e) = measure(&folder, &entry, dev, ASIDE_DEPTH_MAX, &mut left, &mut tree) {
+            let path = lake.root().join(OWN_FOLDER).join(name).join(&entry);
+            tracing::debug!(path = %path.display(), error = %e, "it cannot be read to its end, and stays");
+            (tree.unclear, tree.aside.more) = (true, true);
+        }
+        each(&entry, &tree);
+        all.add(&tree.aside);
+    }
+    all
 }
 
+/// Adds what lies below a name. After an error nothing more of the entry is looked at.
 fn measure(folder: &Folder, name: &str, dev: u64, depth: usize, left: &mut u64, tree: &mut Tree) -> io::Result<()> {
     if *left == 0 {
         (tree.unclear, tree.aside.more) = (true, true);
@@ -178,19 +183,12 @@ fn measure(folder: &Folder, name: &str, dev: u64, depth: usize, left: &mut u64, 
     if seen.kind != Kind::Folder {
         return Ok(());
     }
-    let below = match folder.open(name) {
-        Ok(below) if seen.print.dev == dev && depth > 0 => below,
+    if seen.print.dev != dev || depth == 0 {
         // What may not be entered is not measured, and stays.
-        Ok(_) => {
-            tree.unclear = true;
-            return Ok(());
-        }
-        Err(e) if e.kind() == io::ErrorKind::PermissionDenied => {
-            tree.unclear = true;
-            return Ok(());
-        }
-        Err(e) => return Err(e),
-    };
+        tree.unclear = true;
+        return Ok(());
+    }
+    let below = folder.open(name)?;
     let (names, strange) = below.names()?;
     tree.unclear |= strange > 0;
     names.iter().try_for_each(|name| measure(&below, name, dev, depth - 1, left, tree))

@@ -66,6 +66,8 @@ pub struct Collected {
     pub bytes: u64,
     /// Of the files, those that lay aside for people.
     pub aside_files: u64,
+    /// Entries that lie aside, are old enough to go, and could not be removed.
+    pub aside_stuck: u64,
     /// What lay aside, before any of it went.
     pub aside: LyingAside,
 }
@@ -79,6 +81,7 @@ impl Collected {
         self.files += other.files;
         self.bytes += other.bytes;
         self.aside_files += other.aside_files;
+        self.aside_stuck += other.aside_stuck;
     }
 
     fn lay_aside(&mut self, lying: LyingAside, old: &[aside::Old]) {
@@ -126,7 +129,7 @@ pub fn collect(
     let mut garbage = Garbage::find(lake, &reader, space, &roots, &mut marks)?;
     let unfinished = publish::unfinished_aside(&reader, space)?;
     drop(reader);
-    let (lying, old) = aside::old(lake, retention, &unfinished)?;
+    let (lying, old) = aside::old(lake, retention, &unfinished);
     if dry_run {
         let mut would = garbage.collected(&roots);
         would.lay_aside(lying, &old);
@@ -152,8 +155,10 @@ pub fn collect(
         collected.bytes += before.saturating_sub(staged_bytes(lake)?);
     }
     // Last: what a person's hand made hard to remove must not keep the rest.
-    aside::remove(lake, &old)?;
-    collected.lay_aside(lying, &old);
+    let due = old.len();
+    let went = aside::remove(lake, old);
+    collected.aside_stuck = (due - went.len()) as u64;
+    collected.lay_aside(lying, &went);
     Ok(collected)
 }
 

@@ -6,6 +6,7 @@ use std::path::Path;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use super::model::Model;
+use crate::disk::faults::inject;
 use crate::gc::{Collected, Retention, collect, lying_aside};
 
 const DAY: u64 = 24 * 3_600_000;
@@ -52,11 +53,11 @@ fn it_goes_by_its_age_and_no_link_leads_out_of_it() {
     fs::create_dir(&away).unwrap();
     lay_aside(&own, &away);
 
-    let lying = lying_aside(&model.owner.lake, 100).unwrap();
+    let lying = lying_aside(&model.owner.lake, 100);
     assert_eq!((lying.kept.files, lying.kept.bytes, lying.kept.more), (4, 500, false));
     assert_eq!((lying.quarantine.files, lying.quarantine.bytes), (1, 70));
     assert!(lying.kept.oldest_ms.is_some_and(|at| at <= now_ms() && at + DAY > now_ms()), "{lying:?}");
-    assert!(lying_aside(&model.owner.lake, 3).unwrap().kept.more);
+    assert!(lying_aside(&model.owner.lake, 3).kept.more);
 
     assert_eq!(gc(&model, after(29), false).aside_files, 0);
     let would = gc(&model, after(31), true);
@@ -114,4 +115,56 @@ fn what_was_moved_there_is_as_old_as_the_move() {
     assert!(kept.join("deep/precious").exists() && empty.join("deep").exists());
     assert_eq!(gc(&model, after(91), false).aside_files, 1);
     assert!(!kept.exists() && !empty.exists());
+}
+
+/// Runs `work` as somebody whom permission bits bind, which they do not bind root.
+fn bound<T: Send>(work: impl FnOnce() -> T + Send) -> T {
+    use rustix::thread::{CapabilitySet, capabilities, set_capabilities};
+    let bound = || {
+        // Of this thread only, and it ends.
+        let mut sets = capabilities(None).unwrap();
+        sets.effective.remove(CapabilitySet::DAC_OVERRIDE | CapabilitySet::DAC_READ_SEARCH);
+        set_capabilities(None, sets).unwrap();
+        work()
+    };
+    std::thread::scope(|scope| scope.spawn(bound).join().unwrap())
+}
+
+#[test]
+fn what_cannot_be_read_stays_and_the_rest_goes() {
+    let mut model = Model::new(9);
+    model.snapshot(None);
+    let own = model.owner.at(".sluice");
+    for name in ["a", "b", "c"] {
+        fs::create_dir_all(own.join("kept").join(name)).unwrap();
+        fs::write(own.join("kept").join(name).join("mine"), "mine").unwrap();
+    }
+    fs::create_dir_all(own.join("quarantine")).unwrap();
+    // Its names can be read, and what they are can not.
+    fs::set_permissions(own.join("kept/b"), fs::Permissions::from_mode(0o400)).unwrap();
+    fs::set_permissions(own.join("quarantine"), fs::Permissions::from_mode(0)).unwrap();
+    let went = bound(|| gc(&model, after(91), false));
+    assert_eq!(went.aside_files, 2);
+    assert!(went.aside.kept.more && went.aside.quarantine.more, "{went:?}");
+    fs::set_permissions(own.join("kept/b"), fs::Permissions::from_mode(0o700)).unwrap();
+    fs::set_permissions(own.join("quarantine"), fs::Permissions::from_mode(0o700)).unwrap();
+    assert!(own.join("kept/b/mine").exists() && !own.join("kept/a").exists() && !own.join("kept/c").exists());
+}
+
+#[test]
+fn what_cannot_be_removed_stays_and_the_rest_goes() {
+    let mut model = Model::new(10);
+    model.snapshot(None);
+    let own = model.owner.at(".sluice");
+    for name in ["a", "b"] {
+        fs::create_dir_all(own.join("kept").join(name)).unwrap();
+        fs::write(own.join("kept").join(name).join("mine"), "mine").unwrap();
+    }
+    let fault = inject(&own.join("kept/a"), "gc.remove=EIO").unwrap();
+    let went = gc(&model, after(91), false);
+    assert_eq!((went.aside_files, went.aside_stuck, fault.fired()), (1, 1, 1));
+    assert!(own.join("kept/a/mine").exists() && !own.join("kept/b").exists());
+    drop(fault);
+    assert_eq!(gc(&model, after(92), false).aside_files, 1);
+    assert!(!own.join("kept/a").exists());
 }
