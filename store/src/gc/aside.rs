@@ -5,17 +5,22 @@
 //! in it, folders counted: a rename sets that of the name that is moved, a folder's too and of nothing
 //! in it, and no tool can set it back.
 //!
+//! What lay there before gc of the space knew of the rule was promised to stay: it counts from the first
+//! gc that does.
+//!
 //! Invariant: no link is followed and no other file system is entered; an entry goes whole, and only
 //! when nothing unfinished names it. What cannot be read to its end stays, and keeps nothing else.
 
 use std::collections::BTreeSet;
 use std::io;
 
+use sluice_protocol::ids::SpaceId;
 use sluice_protocol::limits::ASIDE_DEPTH_MAX;
 use sluice_protocol::path::OWN_FOLDER;
 
 use super::Retention;
 use crate::blobs::QUARANTINE_FOLDER;
+use crate::catalog::{Batch, CatalogError, Lookup};
 use crate::durable::{Folder, Kind, Seen};
 use crate::lake::Lake;
 use crate::publish::KEPT_FOLDER;
@@ -90,13 +95,37 @@ pub fn lying_aside(lake: &Lake, names_max: u64) -> LyingAside {
     LyingAside { kept: count(KEPT_FOLDER), quarantine: count(QUARANTINE_FOLDER) }
 }
 
+/// Name of the setting that says since when the rule is known, in milliseconds since the Unix epoch.
+fn since_key(space: &SpaceId) -> String {
+    format!("aside since {space}")
+}
+
+/// Since when gc of the space knows that what lies aside ends; now if it did not yet.
+pub(super) fn known_since(r: &impl Lookup, space: &SpaceId, now_ms: u64) -> Result<u64, CatalogError> {
+    let raw = r.setting(&since_key(space))?;
+    let since = raw.and_then(|raw| raw.try_into().ok()).map(u64::from_le_bytes);
+    // A time to come is that of a clock that was wrong.
+    Ok(since.filter(|since| *since <= now_ms).unwrap_or(now_ms))
+}
+
+/// From now on the rule is known.
+pub(super) fn begin(b: &mut Batch, space: &SpaceId, now_ms: u64) -> Result<(), CatalogError> {
+    let since_ms = known_since(b, space, now_ms)?;
+    b.put_setting(&since_key(space), &since_ms.to_le_bytes())
+}
+
 /// What lies aside, and which entries are older than they are kept. `unfinished` names entries, as
-/// `kept/NAME`, that stay whatever their age.
-pub(super) fn old(lake: &Lake, retention: &Retention, unfinished: &BTreeSet<String>) -> (LyingAside, Vec<Old>) {
+/// `kept/NAME`, that stay whatever their age; none is older than `since_ms`.
+pub(super) fn old(
+    lake: &Lake,
+    retention: &Retention,
+    since_ms: u64,
+    unfinished: &BTreeSet<String>,
+) -> (LyingAside, Vec<Old>) {
     let mut old = Vec::new();
     let mut look = |folder: &'static str, kept_ms: Option<u64>| {
         each_entry(lake, folder, u64::MAX, &mut |name, tree| {
-            let ended = kept_ms.is_some_and(|ms| tree.newest_ms.saturating_add(ms) < retention.now_ms);
+            let ended = kept_ms.is_some_and(|ms| tree.newest_ms.max(since_ms).saturating_add(ms) < retention.now_ms);
             if ended && !tree.unclear && !unfinished.contains(&format!("{folder}/{name}")) {
                 old.push(Old { folder, name: name.to_string(), aside: tree.aside });
             }

@@ -128,8 +128,9 @@ pub fn collect(
     marks.add(&reader, space, &roots)?;
     let mut garbage = Garbage::find(lake, &reader, space, &roots, &mut marks)?;
     let unfinished = publish::unfinished_aside(&reader, space)?;
+    let since_ms = aside::known_since(&reader, space, retention.now_ms)?;
     drop(reader);
-    let (lying, old) = aside::old(lake, retention, &unfinished);
+    let (lying, old) = aside::old(lake, retention, since_ms, &unfinished);
     if dry_run {
         let mut would = garbage.collected(&roots);
         would.lay_aside(lying, &old);
@@ -144,6 +145,7 @@ pub fn collect(
         marks.add(b, space, &now)?;
         garbage.spare(b, space, &now, &mut marks)?;
         garbage.forget(lake, b, space, &now)?;
+        aside::begin(b, space, retention.now_ms)?;
         Ok(garbage.collected(&now))
     })?;
     let (files, bytes) = pins::unlink(lake, space, catalog, &garbage.pins)?;

@@ -26,6 +26,11 @@ fn gc(model: &Model, retention: Retention, dry_run: bool) -> Collected {
     collect(&owner.lake, &owner.space, &owner.catalog, &retention, dry_run).unwrap()
 }
 
+/// The rule is known from the beginning of time on.
+fn begin(model: &Model) {
+    assert_eq!(gc(model, Retention { now_ms: 1, ..after(0) }, false).aside_files, 0);
+}
+
 fn changed_ms(path: &Path) -> u64 {
     let about = fs::symlink_metadata(path).unwrap();
     about.ctime() as u64 * 1000 + about.ctime_nsec() as u64 / 1_000_000
@@ -52,6 +57,7 @@ fn it_goes_by_its_age_and_no_link_leads_out_of_it() {
     let (own, away) = (model.owner.at(".sluice"), model.owner.at("../away"));
     fs::create_dir(&away).unwrap();
     lay_aside(&own, &away);
+    begin(&model);
 
     let lying = lying_aside(&model.owner.lake, 100);
     assert_eq!((lying.kept.files, lying.kept.bytes, lying.kept.more), (4, 500, false));
@@ -83,6 +89,7 @@ fn a_folder_that_is_a_link_and_an_entry_with_something_new_stay() {
     symlink(&away, own.join("quarantine")).unwrap();
     fs::create_dir_all(own.join("kept/20250101T000000Z")).unwrap();
     fs::write(own.join("kept/20250101T000000Z/new"), "x").unwrap();
+    begin(&model);
     // What the folder is called says nothing: a decision may be carried out long after it was made.
     assert_eq!(gc(&model, after(89), false).aside_files, 0);
     let later = gc(&model, after(1000), false);
@@ -94,6 +101,7 @@ fn a_folder_that_is_a_link_and_an_entry_with_something_new_stay() {
 fn what_was_moved_there_is_as_old_as_the_move() {
     let mut model = Model::new(8);
     model.snapshot(None);
+    begin(&model);
     let (own, stray, hollow) = (model.owner.at(".sluice"), model.owner.at("../stray"), model.owner.at("../hollow"));
     fs::create_dir_all(own.join("kept")).unwrap();
     fs::create_dir_all(stray.join("deep")).unwrap();
@@ -134,6 +142,7 @@ fn bound<T: Send>(work: impl FnOnce() -> T + Send) -> T {
 fn what_cannot_be_read_stays_and_the_rest_goes() {
     let mut model = Model::new(9);
     model.snapshot(None);
+    begin(&model);
     let own = model.owner.at(".sluice");
     for name in ["a", "b", "c"] {
         fs::create_dir_all(own.join("kept").join(name)).unwrap();
@@ -155,6 +164,7 @@ fn what_cannot_be_read_stays_and_the_rest_goes() {
 fn what_cannot_be_removed_stays_and_the_rest_goes() {
     let mut model = Model::new(10);
     model.snapshot(None);
+    begin(&model);
     let own = model.owner.at(".sluice");
     for name in ["a", "b"] {
         fs::create_dir_all(own.join("kept").join(name)).unwrap();
@@ -167,4 +177,26 @@ fn what_cannot_be_removed_stays_and_the_rest_goes() {
     drop(fault);
     assert_eq!(gc(&model, after(92), false).aside_files, 1);
     assert!(!own.join("kept/a").exists());
+}
+
+#[test]
+fn what_lay_there_before_the_rule_was_known_counts_from_then() {
+    let mut model = Model::new(11);
+    model.snapshot(None);
+    let own = model.owner.at(".sluice");
+    fs::create_dir_all(own.join("kept/a")).unwrap();
+    fs::write(own.join("kept/a/mine"), "mine").unwrap();
+    assert_eq!(gc(&model, after(300), true).aside_files, 0, "a dry run begins nothing");
+    assert_eq!(gc(&model, after(400), false).aside_files, 0);
+    assert_eq!(gc(&model, after(489), false).aside_files, 0);
+    assert_eq!(gc(&model, after(491), true).aside_files, 1);
+
+    // A clock that was wrong when it began does not keep it for ever.
+    let other = Model::new(12);
+    let own = other.owner.at(".sluice");
+    fs::create_dir_all(own.join("kept/a")).unwrap();
+    fs::write(own.join("kept/a/mine"), "mine").unwrap();
+    for (days, goes) in [(100_000, 0), (0, 0), (89, 0), (91, 1)] {
+        assert_eq!(gc(&other, after(days), false).aside_files, goes, "{days}");
+    }
 }
