@@ -10,8 +10,10 @@ use std::sync::{Arc, Mutex, PoisonError};
 use sluice_protocol::annex::{Annex, ChunkListRef};
 use sluice_protocol::codec::Document;
 use sluice_protocol::grants::{Grant, Right};
+use sluice_protocol::head::Head;
 use sluice_protocol::ids::{BlobHash, SiteId, SnapshotId, SpaceId};
 use sluice_protocol::manifest::{Entry, Manifest};
+use sluice_protocol::signed::Signed;
 use sluice_protocol::tree::{Page, TreeItem, TreeRef};
 use sluice_store::catalog::{Catalog, CatalogError, Lookup, Reader, SiteLookup};
 
@@ -94,6 +96,26 @@ impl Policy {
         Ok(serving)
     }
 
+    /// Whether `peer` may keep a version here by saying that it is held at it. A lease widens what a
+    /// section-limited grant reaches, so such a peer keeps only what it reaches already.
+    pub fn may_hold(
+        &self,
+        r: &Reader,
+        space: &SpaceId,
+        peer: SiteId,
+        version: SnapshotId,
+    ) -> Result<bool, CatalogError> {
+        Ok(match self.reach(r, space, peer)? {
+            None => false,
+            Some(Reach::Whole) => true,
+            Some(Reach::Sections(_)) => {
+                // Its lease goes on, however many versions have come since.
+                let leased = r.leases(space)?.iter().any(|(who, id, _)| *who == peer && *id == version);
+                leased || reached(r, space, peer)?.iter().any(|h| h.manifest == version)
+            }
+        })
+    }
+
     fn limited_set(
         &self,
         r: &Reader,
@@ -101,13 +123,7 @@ impl Policy {
         peer: SiteId,
         sections: Vec<String>,
     ) -> Result<Arc<HashSet<BlobHash>>, CatalogError> {
-        let Some(owner) = r.space(space)?.map(|s| s.owner) else { return Ok(Arc::default()) };
-        // A peer may still be fetching a version that was newest a moment ago.
-        let leased = r.leases(space)?.into_iter().filter(|(who, ..)| *who == peer).map(|(_, id, _)| id);
-        let leased: HashSet<SnapshotId> = leased.collect();
-        let mut heads = newest_versions(r, space, &owner, usize::MAX)?;
-        let mut place = 0..;
-        heads.retain(|h| place.next().is_some_and(|i| i < VERSIONS_REACHED) || leased.contains(&h.manifest));
+        let heads = reached(r, space, peer)?;
         if heads.is_empty() {
             return Ok(Arc::default());
         }
@@ -128,6 +144,18 @@ impl Policy {
         cache.insert(key, set.clone());
         Ok(set)
     }
+}
+
+/// The heads of the versions that a section-limited grant of `peer` reaches, newest first.
+fn reached(r: &Reader, space: &SpaceId, peer: SiteId) -> Result<Vec<Signed<Head>>, CatalogError> {
+    let Some(owner) = r.space(space)?.map(|s| s.owner) else { return Ok(vec![]) };
+    // A peer may still be fetching a version that was newest a moment ago.
+    let leased = r.leases(space)?.into_iter().filter(|(who, ..)| *who == peer).map(|(_, id, _)| id);
+    let leased: HashSet<SnapshotId> = leased.collect();
+    let mut heads = newest_versions(r, space, &owner, usize::MAX)?;
+    let mut place = 0..;
+    heads.retain(|h| place.next().is_some_and(|i| i < VERSIONS_REACHED) || leased.contains(&h.manifest));
+    Ok(heads)
 }
 
 fn known_site(r: &Reader, site: SiteId) -> Result<bool, CatalogError> {

@@ -17,7 +17,7 @@ use sluice_protocol::card::SiteCard;
 use sluice_protocol::codec::{Bytes, Document};
 use sluice_protocol::grants::{Genesis, GrantSet};
 use sluice_protocol::head::Head;
-use sluice_protocol::ids::{BlobHash, SiteId, SpaceId};
+use sluice_protocol::ids::{BlobHash, SiteId, SnapshotId, SpaceId};
 use sluice_protocol::manifest::{Entry, Manifest};
 use sluice_protocol::messages::{
     Announce, HeadsRequest, Message, PairRequest, REFUSED_GRANT, REFUSED_MESSAGE, REFUSED_USED,
@@ -242,8 +242,15 @@ async fn a_new_ticket_finds_an_owner_that_moved() {
 
 /// A site that is nothing but a key and a lane, admitted to `acme` by the owner.
 async fn guest(world: &World, key: &SigningKey) -> (QuicLane, SpaceId) {
+    guest_for(world, key, &[]).await
+}
+
+/// The same, for these sections.
+async fn guest_for(world: &World, key: &SigningKey, sections: &[&str]) -> (QuicLane, SpaceId) {
     let lane = QuicLane::bind(QuicConfig::new(key.clone())).await.unwrap();
-    let invite = call(&world.owner, world.invite()).await.unwrap();
+    let sections = sections.iter().map(ToString::to_string).collect();
+    let invite = Operation::Invite { space: "acme".into(), sections, expires_s: None };
+    let invite = call(&world.owner, invite).await.unwrap();
     let ticket = Ticket::parse(invite["ticket"].as_str().unwrap()).unwrap();
     let body = ticket.body();
     let card = card_of(key, "guest", 1);
@@ -317,6 +324,61 @@ async fn an_announcement_is_a_hint_and_changes_nothing() {
     let announce = Announce { space, head, card: None, unknown: Default::default() };
     let answer = replica.message(&Message::Announce(announce)).await;
     assert!(!matches!(answer, Ok(Message::Done)), "{answer:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_grant_for_one_section_holds_no_version_that_it_does_not_reach() {
+    let world = World::new().await;
+    let path = world.lake().display().to_string();
+    call(&world.owner, Operation::SpaceAdd { name: "acme".into(), path, history: None, opaque: false }).await.unwrap();
+    let (whole, limited) = (numbered(1), numbered(2));
+    let (whole_lane, space) = guest(&world, &whole).await;
+    let (limited_lane, _) = guest_for(&world, &limited, &["metadata"]).await;
+    let (whole_lane, limited_lane) =
+        (peer_of(&whole_lane, &world.owner).await, peer_of(&limited_lane, &world.owner).await);
+    let take = |n: u32| {
+        std::fs::write(world.lake().join("metadata/changes.json"), format!("version {n}")).unwrap();
+        call(&world.owner, Operation::SnapshotCreate { space: "acme".into(), tag: None })
+    };
+    let mut versions: Vec<SnapshotId> = Vec::new();
+    for n in 0..5 {
+        versions.push(serde_json::from_value(take(n).await.unwrap()["snapshot"].clone()).unwrap());
+    }
+    let hold = async |peer: &Peer, held: SnapshotId| {
+        let asked = HeadsRequest {
+            space,
+            have_epoch: None,
+            have_seq: None,
+            card: None,
+            held: Some(held),
+            unknown: Default::default(),
+        };
+        let answer = peer.message(&Message::Heads(asked)).await.unwrap();
+        assert!(matches!(answer, Message::News(_)), "{answer:?}");
+    };
+    let leased = async |key: &SigningKey| -> Vec<SnapshotId> {
+        let peer = SiteId(key.verifying_key().to_bytes()).to_string();
+        let shown = call(&world.owner, Operation::PeerShow { peer }).await.unwrap();
+        let leases = shown["leases"].as_array().cloned().unwrap_or_default();
+        leases.iter().map(|l| serde_json::from_value(l["snapshot"].clone()).unwrap()).collect()
+    };
+    let manifest = |n: usize| BlobHash::from(versions[n]);
+
+    // To name an old version neither leases it nor lets it be read.
+    hold(&limited_lane, versions[1]).await;
+    assert_eq!(leased(&limited).await, []);
+    assert!(limited_lane.fetch_small(manifest(1), 1 << 20).await.is_err());
+    // Whoever may read everything may hold it.
+    hold(&whole_lane, versions[1]).await;
+    assert_eq!(leased(&whole).await, [versions[1]]);
+
+    // One that is reached is held, and stays so once newer ones have come.
+    hold(&limited_lane, versions[2]).await;
+    assert_eq!(leased(&limited).await, [versions[2]]);
+    take(5).await.unwrap();
+    hold(&limited_lane, versions[2]).await;
+    assert_eq!(leased(&limited).await, [versions[2]]);
+    assert!(limited_lane.fetch_small(manifest(2), 1 << 20).await.is_ok());
 }
 
 /// Peers that are cut off while they fetch.

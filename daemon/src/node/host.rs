@@ -130,8 +130,9 @@ impl SiteHost {
     fn keep_held(&self, space: SpaceId, peer: SiteId, held: SnapshotId) -> Result<(), CatalogError> {
         let reader = self.site.catalog.read()?;
         let known = reader.snapshot(&space, &held)?.is_some() && reader.has_meta(&space, &held.into())?;
+        let keeps = known && self.policy.may_hold(&reader, &space, peer, held)?;
         drop(reader);
-        if known { self.leases.asked(space, peer, Some(held)) } else { Ok(()) }
+        if keeps { self.leases.asked(space, peer, Some(held)) } else { Ok(()) }
     }
 
     /// A peer tells of a head. Nothing of it is stored: the chain is walked when it is asked for.
