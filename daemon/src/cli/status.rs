@@ -131,6 +131,9 @@ pub(super) fn spaces(spaces: &[SpaceInfo], now_ms: u64) -> String {
             skipped.push_str(&branches(&s.name, &s.branches, now_ms));
         }
         skipped.push_str(&diverged(&s.name, &s.diverged));
+        if s.lake_silent {
+            skipped.push_str(&format!("! {}: the lake at {} does not answer\n", clean(&s.name), clean(&s.path)));
+        }
         skipped.push_str(&aside(&s.name, &s.kept_aside, &s.quarantined, now_ms));
         if !s.skipped.is_empty() {
             let paths = count(s.skipped.len() as u64, "path is", "paths are");

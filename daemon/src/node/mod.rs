@@ -3,6 +3,7 @@
 //! Invariant: this is the only implementation of [`Node`]; command line, page and other programs
 //! all come through [`SiteNode::call`].
 
+mod aside;
 mod gc;
 mod host;
 mod paths;
@@ -53,6 +54,7 @@ pub struct SiteNode {
     tending: AbortOnDropHandle<()>,
     host: Arc<host::SiteHost>,
     follow: Follow,
+    asides: aside::Asides,
     /// The task that follows, while the site does.
     following: Mutex<Option<AbortOnDropHandle<()>>>,
 }
@@ -100,6 +102,7 @@ impl SiteNode {
             tending,
             host,
             follow,
+            asides: Default::default(),
             following: Mutex::default(),
         });
         *node.following.lock().expect("no panic while held") = node.follow.begin(Arc::downgrade(&node));
@@ -195,13 +198,13 @@ pub(crate) fn readers() -> Vec<Arc<dyn TableReader>> {
 impl Node for SiteNode {
     async fn call(&self, op: Operation, sink: Arc<dyn ProgressSink>) -> Result<Outcome, ApiError> {
         match op {
-            Operation::Status => self.status().map(|s| Outcome::Status(Box::new(s))),
+            Operation::Status => self.status().await.map(|s| Outcome::Status(Box::new(s))),
             Operation::Doctor => self.doctor().await.map(Outcome::Doctor),
             Operation::SpaceAdd { name, path, history, opaque } => {
                 self.space_add(name, path, history, opaque, sink).await.map(Outcome::Snapshot)
             }
-            Operation::SpaceList => self.space_list().map(Outcome::Spaces),
-            Operation::SpaceShow { space } => self.space_show(&space).map(|s| Outcome::Space(Box::new(s))),
+            Operation::SpaceList => self.space_list().await.map(Outcome::Spaces),
+            Operation::SpaceShow { space } => self.space_show(&space).await.map(|s| Outcome::Space(Box::new(s))),
             Operation::SpaceRemove { space } => self.space_remove(&space).await.map(Outcome::Done),
             Operation::SpaceRecover { space } => self.space_recover(&space, sink).await.map(Outcome::Done),
             Operation::Invite { space, sections, expires_s } => {

@@ -25,7 +25,7 @@ impl SiteNode {
         let lake = self.site.lake_of(&record)?;
         let live = reader.live(&space).or_explain()?;
         let snapshot = match record.role {
-            Role::Owner => self.space_info(&reader, &space, &record)?.snapshot,
+            Role::Owner => self.live_snapshot(&reader, &space, &record)?,
             Role::Replica => live.as_ref().map(|l| l.snapshot),
         };
         let snapshot = snapshot.ok_or_else(not_yet)?;

@@ -187,7 +187,7 @@ impl SiteNode {
         Ok(Done { done: format!("`{tag}` is taken back from {id}, number {seq}; nothing else of the version changes") })
     }
 
-    fn live_snapshot(
+    pub(super) fn live_snapshot(
         &self,
         reader: &Reader,
         space: &SpaceId,

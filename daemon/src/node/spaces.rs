@@ -12,13 +12,13 @@ use sluice_protocol::api::{
 use sluice_protocol::codec::Bytes;
 use sluice_protocol::grants::{Genesis, Grant, GrantSet, Right, check_space_name};
 use sluice_protocol::ids::SpaceId;
-use sluice_protocol::limits::{ASIDE_NAMES_SHOWN_MAX, TICKET_LIFE_MS};
+use sluice_protocol::limits::TICKET_LIFE_MS;
 use sluice_protocol::manifest::History;
 use sluice_protocol::messages::{Message, PairRequest, SpaceNews};
 use sluice_protocol::signed::Signed;
 use sluice_protocol::ticket::{Ticket, phrase};
 use sluice_store::catalog::{CatalogError, Lookup, Reader, Role, SiteLookup, SpaceRecord};
-use sluice_store::gc::lying_aside;
+use sluice_store::gc::LyingAside;
 use sluice_store::lake::Lake;
 use sluice_store::publish;
 use sluice_store::watch::Watch;
@@ -317,17 +317,21 @@ impl SiteNode {
         Ok(record)
     }
 
-    pub(super) fn space_list(&self) -> Result<Vec<SpaceInfo>, ApiError> {
+    pub(super) async fn space_list(&self) -> Result<Vec<SpaceInfo>, ApiError> {
+        let spaces = self.site.catalog.read().or_explain()?.spaces().or_explain()?;
+        let asides = self.asides.of(&spaces).await;
         let reader = self.site.catalog.read().or_explain()?;
-        let spaces = reader.spaces().or_explain()?;
-        spaces.iter().map(|(id, record)| self.space_info(&reader, id, record)).collect()
+        let both = spaces.iter().zip(asides);
+        both.map(|((id, record), aside)| self.space_info(&reader, id, record, aside)).collect()
     }
 
-    pub(super) fn space_info(
+    /// `aside` is what lies aside in its lake; none when that does not answer.
+    fn space_info(
         &self,
         reader: &Reader,
         space: &SpaceId,
         record: &SpaceRecord,
+        aside: Option<LyingAside>,
     ) -> Result<SpaceInfo, ApiError> {
         let head = reader.newest_head(space, &record.owner).or_explain()?;
         let live = reader.live(space).or_explain()?;
@@ -338,9 +342,7 @@ impl SiteNode {
         let totals = shown.map(|id| reader.snapshot(space, &id)).transpose().or_explain()?.flatten();
         let diverged = diverged(live.as_ref());
         let held = self.held_at(reader, space, record)?;
-        // A lake that is not there now has nothing to show.
-        let lake = self.site.lake_of(record).ok();
-        let aside = lake.map(|lake| lying_aside(&lake, ASIDE_NAMES_SHOWN_MAX)).unwrap_or_default();
+        let (lake_silent, aside) = (aside.is_none(), aside.unwrap_or_default());
         let is_held = held.as_ref().map(|h| h.snapshot);
         let state = if self.jobs.is_busy(&record.name) {
             SpaceState::Busy
@@ -374,13 +376,20 @@ impl SiteNode {
             branches: fork::branches(reader, space, record).or_explain()?,
             kept_aside: aside_info(&aside.kept),
             quarantined: aside_info(&aside.quarantine),
+            lake_silent,
         })
     }
 
-    pub(super) fn space_show(&self, name: &str) -> Result<SpaceDetail, ApiError> {
-        let (space, record) = self.site.space_named(name)?;
+    pub(super) async fn space_show(&self, name: &str) -> Result<SpaceDetail, ApiError> {
+        let found = [self.site.space_named(name)?];
+        let aside = self.asides.of(&found).await.pop().flatten();
+        let [(space, record)] = found;
         let reader = self.site.catalog.read().or_explain()?;
-        let info = self.space_info(&reader, &space, &record)?;
+        let info = self.space_info(&reader, &space, &record, aside)?;
+        let retention = match info.lake_silent {
+            true => "unavailable: the lake does not answer".into(),
+            false => self.retention(&record),
+        };
         let sections = match info.snapshot {
             Some(id) => self.sections_of(&reader, &space, &id)?,
             None => vec![],
@@ -391,7 +400,7 @@ impl SiteNode {
             owner: record.owner,
             sections,
             grants: grants.iter().flat_map(|g| &g.grants).map(grant_info).collect(),
-            retention: self.retention(&record),
+            retention,
         })
     }
 

@@ -19,7 +19,8 @@ const ALERTS_MAX: usize = 20;
 const JOURNAL_TAIL: u64 = 2000;
 
 impl SiteNode {
-    pub(super) fn status(&self) -> Result<Status, ApiError> {
+    pub(super) async fn status(&self) -> Result<Status, ApiError> {
+        let spaces = self.space_list().await?;
         let reader = self.site.catalog.read().or_explain()?;
         Ok(Status {
             api: self.api_url.lock().expect("no panic while held").clone(),
@@ -29,7 +30,7 @@ impl SiteNode {
             home: self.home.root().display().to_string(),
             pid: std::process::id(),
             listening: self.site.lane.local_addresses().iter().map(ToString::to_string).collect(),
-            spaces: self.space_list()?,
+            spaces,
             peers: self.peer_list()?,
             jobs: self.jobs.list(),
             moved_bytes_total: reader.counter(MOVED_TOTAL).or_explain()?,

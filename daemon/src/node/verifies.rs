@@ -38,7 +38,7 @@ impl SiteNode {
         let (space, record) = self.site.space_named(name)?;
         let job = self.jobs.begin_in_turn(&record.name, "verify", sink).await?;
         let reader = self.site.catalog.read().or_explain()?;
-        let snapshot = self.space_info(&reader, &space, &record)?.snapshot.ok_or_else(|| {
+        let snapshot = self.live_snapshot(&reader, &space, &record)?.ok_or_else(|| {
             let hint = format!("run `sluice sync {name}` first");
             ApiError::new(Failure::Incomplete, format!("there is nothing of `{name}` to verify yet"), hint)
         })?;

@@ -121,6 +121,9 @@ pub struct SpaceInfo {
     /// Damaged bytes that lie in `.sluice/quarantine`.
     #[serde(default)]
     pub quarantined: AsideInfo,
+    /// The lake's folder does not answer, as a network folder whose server is gone: what lies aside in it is not known.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub lake_silent: bool,
 }
 
 /// What lies below `.sluice` for people: the losing sides of decisions, or damaged bytes.
