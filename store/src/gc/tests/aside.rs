@@ -151,7 +151,7 @@ fn what_cannot_be_read_stays_and_the_rest_goes() {
     fs::create_dir_all(own.join("quarantine")).unwrap();
     // Its names can be read, and what they are can not.
     fs::set_permissions(own.join("kept/b"), fs::Permissions::from_mode(0o400)).unwrap();
-    fs::set_permissions(own.join("quarantine"), fs::Permissions::from_mode(0)).unwrap();
+    fs::set_permissions(own.join("quarantine"), fs::Permissions::from_mode(0o000)).unwrap();
     let went = bound(|| gc(&model, after(91), false));
     assert_eq!(went.aside_files, 2);
     assert!(went.aside.kept.more && went.aside.quarantine.more, "{went:?}");
