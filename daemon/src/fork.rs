@@ -10,7 +10,7 @@ use sluice_protocol::api::{ApiError, BranchInfo, BranchStanding, Failure};
 use sluice_protocol::codec::Bytes;
 use sluice_protocol::head::Head;
 use sluice_protocol::ids::{HeadId, SpaceId};
-use sluice_protocol::limits::RIVALS_MAX;
+use sluice_protocol::limits::{HEADS_PER_REPLY_MAX, RIVALS_MAX};
 use sluice_protocol::signed::Signed;
 use sluice_store::catalog::{Batch, Catalog, CatalogError, Rival, SiteLookup, SpaceRecord};
 
@@ -23,7 +23,25 @@ fn head_of(rival: &Rival) -> Option<Signed<Head>> {
 }
 
 fn rival(head: &Signed<Head>, set_aside: bool) -> Rival {
-    Rival { head: Bytes(head.bytes().to_vec()), seen_ms: now_ms(), set_aside, tip: None, unknown: Default::default() }
+    let head = Bytes(head.bytes().to_vec());
+    Rival { head, seen_ms: now_ms(), set_aside, tip: None, tip_seq: None, unknown: Default::default() }
+}
+
+/// Keeps a head that nobody has decided about. Where there are too many, the branch that was set aside first
+/// gives way: without the new one there would be no choice left.
+fn keep(rivals: &mut Vec<Rival>, head: &Signed<Head>) {
+    if rivals.iter().filter_map(head_of).any(|r| r.id() == head.id()) {
+        return;
+    }
+    let decided = rivals.iter().enumerate().filter(|(_, r)| r.set_aside);
+    if rivals.len() >= RIVALS_MAX
+        && let Some(oldest) = decided.min_by_key(|(_, r)| r.seen_ms).map(|(at, _)| at)
+    {
+        rivals.remove(oldest);
+    }
+    if rivals.len() < RIVALS_MAX {
+        rivals.push(rival(head, false));
+    }
 }
 
 /// Freezes a space in which two documents contradict each other; a head that does is kept.
@@ -38,33 +56,66 @@ pub fn freeze(
         let Some(mut record) = b.space(space)? else { return Ok(()) };
         record.frozen = Some(why.to_string());
         if let Some(head) = contradicts {
-            let known = record.rivals.iter().filter_map(head_of).any(|r| r.id() == head.id());
-            if !known && record.rivals.len() < RIVALS_MAX {
-                record.rivals.push(rival(head, false));
-            }
+            keep(&mut record.rivals, head);
         }
         b.put_space(space, &record)?;
         journal::write(b, "frozen", Some(*space), None, why)
     })
 }
 
-/// The branch that a person decided against and that this head belongs to: its place among the rivals.
-pub fn set_aside(record: &SpaceRecord, head: &Signed<Head>) -> Option<usize> {
-    let is_of = |of: Option<HeadId>| of.is_some() && (of == Some(head.id()) || of == head.prev);
-    record.rivals.iter().position(|r| r.set_aside && (is_of(r.tip) || is_of(head_of(r).map(|h| h.id()))))
+/// The branch that a person decided against and to which these heads, each the next of the one before,
+/// belong: its place among the rivals.
+pub fn set_aside(record: &SpaceRecord, heads: &[Signed<Head>]) -> Option<usize> {
+    let touches = |of: Option<HeadId>| of.is_some() && heads.iter().any(|h| of == Some(h.id()) || of == h.prev);
+    record.rivals.iter().position(|r| r.set_aside && (touches(r.tip) || touches(head_of(r).map(|h| h.id()))))
+}
+
+/// From where to ask a peer again whose heads, from `first` on, fork off: an answer that begins there shows
+/// whether they belong to a branch that was set aside. None where no such branch is in reach of one answer.
+pub fn earlier_place(record: &SpaceRecord, first: &Head) -> Option<(u64, u64)> {
+    let in_reach = |seq: &u64| *seq < first.seq && first.seq - *seq <= HEADS_PER_REPLY_MAX as u64;
+    let places = record.rivals.iter().filter(|r| r.set_aside).filter_map(|r| {
+        let head = head_of(r)?;
+        // A later head of a branch has its epoch or a later one, so that nothing is left out.
+        let seq = Some(head.seq).filter(in_reach).or(r.tip_seq.filter(in_reach))?;
+        Some((head.epoch, seq))
+    });
+    places.min()
+}
+
+/// Whether a head that a peer tells of unasked is one of a branch that was set aside, as far as that was seen.
+/// Asking about it would bring nothing, however often it is told. Another one at a place up to there, which does
+/// not follow ours, may be taken for one of it: then the next round finds it.
+pub fn is_old_news(record: &SpaceRecord, followed: Option<&Signed<Head>>, head: &Signed<Head>) -> bool {
+    let followed = followed.map(Signed::<Head>::id);
+    if followed == Some(head.id()) || followed.is_some() && followed == head.prev {
+        return false;
+    }
+    let is_seen = |r: &Rival| {
+        let from = head_of(r).map(|h| h.seq);
+        from.is_some_and(|from| from <= head.seq) && r.tip_seq.is_some_and(|to| head.seq <= to)
+    };
+    set_aside(record, std::slice::from_ref(head)).is_some() || record.rivals.iter().any(|r| r.set_aside && is_seen(r))
 }
 
 /// Remembers how far a branch that was set aside has come, so that its next head is known for what it is.
-pub fn note_tip(catalog: &Catalog, space: &SpaceId, head: &Signed<Head>, tip: HeadId) -> Result<(), CatalogError> {
-    let known = catalog.read()?.space(space)?;
-    let is_new = |r: &SpaceRecord| set_aside(r, head).is_some_and(|at| r.rivals[at].tip != Some(tip));
-    if !known.as_ref().is_some_and(is_new) {
+/// What was seen of it does not get less.
+pub fn note_tip(catalog: &Catalog, space: &SpaceId, heads: &[Signed<Head>]) -> Result<(), CatalogError> {
+    let Some(newest) = heads.last() else { return Ok(()) };
+    let moves = |record: &SpaceRecord| {
+        set_aside(record, heads).filter(|at| {
+            let rival = &record.rivals[*at];
+            rival.tip_seq.or(head_of(rival).map(|h| h.seq)).is_none_or(|seen| seen < newest.seq)
+        })
+    };
+    if catalog.read()?.space(space)?.as_ref().and_then(moves).is_none() {
         return Ok(());
     }
     catalog.write(|b| {
         let Some(mut record) = b.space(space)? else { return Ok(()) };
-        if let Some(at) = set_aside(&record, head) {
-            record.rivals[at].tip = Some(tip);
+        if let Some(at) = moves(&record) {
+            record.rivals[at].tip = Some(newest.id());
+            record.rivals[at].tip_seq = Some(newest.seq);
             b.put_space(space, &record)?;
         }
         Ok(())
@@ -159,7 +210,7 @@ fn go_on_from(b: &mut Batch, space: &SpaceId, chosen: &HeadId) -> Result<Decided
         b.put_head(&head)?;
         // Where the branches part: what was followed here until now becomes the evidence.
         let mut evidence = rival(removed.first().unwrap_or(&newest), true);
-        evidence.tip = Some(newest.id());
+        (evidence.tip, evidence.tip_seq) = (Some(newest.id()), Some(newest.seq));
         record.rivals.push(evidence);
         let_go = record.held.take_if(|held| removed.iter().any(|h| h.id() == *held)).is_some();
         head
@@ -171,4 +222,129 @@ fn go_on_from(b: &mut Batch, space: &SpaceId, chosen: &HeadId) -> Result<Decided
     let text = format!("goes on from head {} (seq {}); {set_aside} set aside", head.id(), head.seq);
     journal::write(b, "fork resolved", Some(*space), None, &text)?;
     Ok(Decided { head, set_aside, let_go })
+}
+
+#[cfg(test)]
+mod tests {
+    use ed25519_dalek::SigningKey;
+    use sluice_protocol::ids::{BlobHash, SiteId, SnapshotId};
+    use sluice_store::catalog::Role;
+
+    use super::*;
+
+    const SPACE: SpaceId = SpaceId([1; 32]);
+
+    fn next(before: Option<&Signed<Head>>, branch: u8) -> Signed<Head> {
+        let key = SigningKey::from_bytes(&[7; 32]);
+        let head = Head {
+            space: SPACE,
+            writer: SiteId(key.verifying_key().to_bytes()),
+            epoch: 0,
+            seq: before.map_or(0, |h| h.seq + 1),
+            manifest: SnapshotId([branch; 32]),
+            annex: BlobHash::of(&[branch]),
+            grants: BlobHash::of(b"grants"),
+            prev: before.map(Signed::<Head>::id),
+            time_ms: 1,
+            not_after_ms: 2,
+            tag: None,
+            untag: None,
+            unknown: Default::default(),
+        };
+        Signed::sign(&key, head)
+    }
+
+    /// A branch of `count` heads behind `from`.
+    fn branch(from: &Signed<Head>, branch: u8, count: usize) -> Vec<Signed<Head>> {
+        let mut heads = vec![next(Some(from), branch)];
+        (1..count).for_each(|_| heads.push(next(heads.last(), branch)));
+        heads
+    }
+
+    fn record(rivals: Vec<Rival>) -> SpaceRecord {
+        SpaceRecord {
+            name: "acme".into(),
+            role: Role::Replica,
+            lake: "/lake".into(),
+            owner: next(None, 0).writer,
+            history: None,
+            opaque: false,
+            sections: vec![],
+            sources: vec![],
+            frozen: None,
+            held: None,
+            rivals,
+            phrase: None,
+            follow: None,
+            unknown: Default::default(),
+        }
+    }
+
+    #[test]
+    fn what_was_seen_of_a_branch_does_not_get_less() {
+        let dir = tempfile::tempdir().unwrap();
+        let catalog = Catalog::open(dir.path()).unwrap();
+        let old = branch(&next(None, 0), 1, 6);
+        catalog.write(|b| b.put_space(&SPACE, &record(vec![rival(&old[0], true)]))).unwrap();
+        let tip = |told: &[Signed<Head>]| {
+            note_tip(&catalog, &SPACE, told).unwrap();
+            let record = catalog.read().unwrap().space(&SPACE).unwrap().unwrap();
+            (record.rivals[0].tip, record.rivals[0].tip_seq)
+        };
+        let at = |head: &Signed<Head>| (Some(head.id()), Some(head.seq));
+        assert_eq!(tip(&old[..4]), at(&old[3]));
+        assert_eq!(tip(&old[..2]), at(&old[3]), "an older answer");
+        assert_eq!(tip(&old[4..]), at(&old[5]), "its first head follows what was seen");
+        assert_eq!(tip(&branch(&old[5], 2, 9)[1..]), at(&old[5]), "nothing leads from one to the other");
+    }
+
+    #[test]
+    fn a_full_list_of_rivals_takes_an_open_one() {
+        let root = next(None, 0);
+        let mut rivals: Vec<Rival> = (0..RIVALS_MAX as u8).map(|i| rival(&next(Some(&root), i), true)).collect();
+        for (at, rival) in rivals.iter_mut().enumerate() {
+            rival.seen_ms = 100 + (at as u64 + 5) % RIVALS_MAX as u64;
+        }
+        let (oldest, open) = (rivals[3].clone(), next(Some(&root), 100));
+        keep(&mut rivals, &open);
+        keep(&mut rivals, &open);
+        assert_eq!(rivals.len(), RIVALS_MAX);
+        assert!(!rivals.contains(&oldest) && rivals.iter().filter(|r| !r.set_aside).count() == 1);
+        // Nobody decided about any of these: none gives way.
+        rivals.iter_mut().for_each(|r| r.set_aside = false);
+        let before = rivals.clone();
+        keep(&mut rivals, &next(Some(&root), 101));
+        assert_eq!(rivals, before);
+    }
+
+    #[test]
+    fn a_head_of_a_branch_that_was_set_aside_is_no_news() {
+        let root = next(None, 0);
+        let (new, old) = (branch(&root, 1, 9), branch(&root, 2, 9));
+        let mut rival = rival(&old[0], true);
+        (rival.tip, rival.tip_seq) = (Some(old[6].id()), Some(old[6].seq));
+        let mut record = record(vec![rival]);
+        let is_old = |record: &SpaceRecord, head| is_old_news(record, Some(&new[3]), head);
+        // The last one follows what was seen.
+        assert!(old[..8].iter().all(|h| is_old(&record, h)));
+        assert!(!is_old(&record, &old[8]));
+        assert!(!is_old(&record, &new[4]) && !is_old(&record, &new[8]));
+        record.rivals[0].set_aside = false;
+        assert!(old.iter().all(|h| !is_old(&record, h)), "nobody decided");
+    }
+
+    #[test]
+    fn a_peer_is_asked_again_from_where_one_answer_leads_here() {
+        let old = branch(&next(None, 0), 1, 2 * HEADS_PER_REPLY_MAX);
+        let mut rivals = vec![rival(&old[0], true)];
+        let place = |rivals: &[Rival], first: &Signed<Head>| earlier_place(&record(rivals.to_vec()), first);
+        assert_eq!(place(&rivals, &old[9]), Some((0, 1)));
+        assert_eq!(place(&rivals, &old[0]), None);
+        let far = HEADS_PER_REPLY_MAX + 3;
+        assert_eq!(place(&rivals, &old[far]), None);
+        (rivals[0].tip, rivals[0].tip_seq) = (Some(old[7].id()), Some(old[7].seq));
+        assert_eq!(place(&rivals, &old[far]), Some((0, old[7].seq)));
+        rivals[0].set_aside = false;
+        assert_eq!(place(&rivals, &old[9]), None, "nobody decided");
+    }
 }

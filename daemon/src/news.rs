@@ -73,7 +73,7 @@ pub fn believe(b: &impl SiteLookup, space: &SpaceId, news: &SpaceNews, now: u64)
         let checked = check_chain(*space, owner, b.newest_head(space, &owner)?.as_ref(), &heads, now);
         if let Err(ChainError::Fork { theirs, .. }) = &checked
             && let Some(record) = b.space(space)?
-            && heads.iter().any(|h| h.id() == *theirs && fork::set_aside(&record, h).is_some())
+            && fork::set_aside(&record, &heads).is_some()
         {
             return Err(NewsError::SetAside(*theirs));
         }
@@ -111,14 +111,36 @@ pub fn take(catalog: &Catalog, space: &SpaceId, news: &SpaceNews) -> Result<Beli
         Err(NewsError::Grants(why @ SuccessionError::Fork { .. })) => {
             fork::freeze(catalog, space, &why.to_string(), None)?;
         }
-        Err(NewsError::SetAside(theirs)) => {
-            if let Some((head, tip)) = told(theirs).zip(heads_of(news).last()) {
-                fork::note_tip(catalog, space, &head, tip.id())?;
-            }
-        }
+        Err(NewsError::SetAside(_)) => fork::note_tip(catalog, space, &heads_of(news))?,
         _ => {}
     }
     taken
+}
+
+/// From where to ask a peer again before its reply counts as a fork: a reply begins at the place of this
+/// site, which may lie behind that at which a branch left that a person decided against.
+pub fn unclear(catalog: &Catalog, space: &SpaceId, news: &SpaceNews) -> Result<Option<(u64, u64)>, CatalogError> {
+    let reader = catalog.read()?;
+    let Some(record) = reader.space(space)?.filter(|r| r.rivals.iter().any(|r| r.set_aside)) else { return Ok(None) };
+    Ok(match believe(&reader, space, news, now_ms()) {
+        Err(NewsError::Chain(ChainError::Fork { .. })) => {
+            heads_of(news).first().and_then(|first| fork::earlier_place(&record, first))
+        }
+        Err(NewsError::Catalog(e)) => return Err(e),
+        _ => None,
+    })
+}
+
+/// A reply, begun earlier by what the same peer said of an earlier place, if the one leads to the other.
+pub fn longer(earlier: &SpaceNews, mut news: SpaceNews) -> SpaceNews {
+    if let Some(first) = heads_of(&news).first() {
+        let mut before = heads_of(earlier);
+        before.truncate(before.iter().position(|h| h.id() == first.id()).unwrap_or(before.len()));
+        if before.last().is_some_and(|h| Some(h.id()) == first.prev) {
+            news.heads.splice(0..0, before.iter().map(|h| Bytes(h.bytes().to_vec())));
+        }
+    }
+    news
 }
 
 /// The heads of a reply whose signatures hold.

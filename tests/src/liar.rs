@@ -37,6 +37,8 @@ const GROUPS: BlockSize = BlockSize::from_chunk_log(4);
 const SECRET: [u8; 16] = [9; 16];
 /// Between two bytes of a slow answer.
 const DRIP: Duration = Duration::from_millis(500);
+/// How often a door that is held looks whether the lie has ended.
+const LOOK_EVERY: Duration = Duration::from_millis(20);
 
 /// How requests are answered.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -59,10 +61,16 @@ pub enum Lie {
     ManyHeads,
     /// A message comes byte by byte.
     SlowMessage,
+    /// Only heads from the place on that the asking site names, as a site answers.
+    FromPlace,
+    /// Who shows a ticket waits until the lie ends.
+    DoorHeld,
 }
 
 struct State {
     peers: Vec<SiteId>,
+    /// How often a ticket was shown.
+    knocks: usize,
     heads: Vec<Signed<Head>>,
     /// Bytes, and whether they are a file's.
     blobs: HashMap<BlobHash, (Bytes, bool)>,
@@ -169,8 +177,14 @@ impl Liar {
             created_ms: 0,
             unknown: Default::default(),
         };
-        let state =
-            State { peers: vec![], heads: vec![], blobs: HashMap::new(), lie: Lie::None, clock: (0, 1_000_000) };
+        let state = State {
+            peers: vec![],
+            knocks: 0,
+            heads: vec![],
+            blobs: HashMap::new(),
+            lie: Lie::None,
+            clock: (0, 1_000_000),
+        };
         let address = endpoint.bound_sockets()[0];
         let liar = Arc::new(Self { key, genesis, address, state: Mutex::new(state), endpoint });
         tokio::spawn(accept(liar.clone()));
@@ -195,13 +209,31 @@ impl Liar {
         self.state().clock = (by_ms, life_ms);
     }
 
+    fn admits(&self, peer: SiteId) {
+        let mut state = self.state();
+        state.knocks += 1;
+        if !state.peers.contains(&peer) {
+            state.peers.push(peer);
+        }
+    }
+
+    /// How often a ticket was shown.
+    pub fn knocks(&self) -> usize {
+        self.state().knocks
+    }
+
     pub fn ticket(&self) -> String {
+        self.ticket_calling_it(&self.genesis.name)
+    }
+
+    /// A ticket that calls the space something else.
+    pub fn ticket_calling_it(&self, name: &str) -> String {
         let body = TicketBody {
             secret: SECRET,
             site: self.site(),
             addresses: vec![self.address.to_string()],
             space: self.genesis.space_id(),
-            space_name: self.genesis.name.clone(),
+            space_name: name.to_string(),
             expires_ms: now_ms() + 600_000,
             unknown: Default::default(),
         };
@@ -268,8 +300,21 @@ impl Liar {
         Signed::sign(&self.key, set)
     }
 
+    /// What a site answers that has the heads from a place on, or only earlier ones.
+    fn news_from(&self, place: Option<(u64, u64)>) -> Message {
+        let mut heads = self.state().heads.clone();
+        let newest = heads.last().cloned();
+        heads.retain(|h| place.is_some_and(|place| h.place() >= place));
+        self.news_of(if heads.is_empty() { newest.as_slice() } else { &heads })
+    }
+
     /// What a site says of its space; with `copies` the first head is said so often.
     fn news(&self, copies: Option<usize>) -> Message {
+        let heads = self.state().heads.clone();
+        self.news_of(&copies.map_or(heads.clone(), |copies| vec![heads[0].clone(); copies]))
+    }
+
+    fn news_of(&self, heads: &[Signed<Head>]) -> Message {
         let card = SiteCard {
             site: self.site(),
             name: "liar".into(),
@@ -278,13 +323,9 @@ impl Liar {
             time_ms: now_ms(),
             unknown: Default::default(),
         };
-        let mut heads: Vec<CborBytes> = self.state().heads.iter().map(|h| CborBytes(h.bytes().to_vec())).collect();
-        if let Some(copies) = copies {
-            heads = vec![heads[0].clone(); copies];
-        }
         Message::News(SpaceNews {
             grants: CborBytes(self.grants().bytes().to_vec()),
-            heads,
+            heads: heads.iter().map(|h| CborBytes(h.bytes().to_vec())).collect(),
             cards: vec![CborBytes(Signed::sign(&self.key, card).bytes().to_vec())],
             more: false,
             unknown: Default::default(),
@@ -331,15 +372,13 @@ async fn talk(liar: &Liar, connection: &Connection, mut send: SendStream, mut re
     recv.read_exact(&mut bytes).await.ok()?;
     let answer = match Message::from_bytes(&bytes).ok()? {
         Message::Pair(_) => {
-            let peer = SiteId(*connection.remote_id().as_bytes());
-            let mut state = liar.state();
-            if !state.peers.contains(&peer) {
-                state.peers.push(peer);
+            liar.admits(SiteId(*connection.remote_id().as_bytes()));
+            while liar.state().lie == Lie::DoorHeld {
+                tokio::time::sleep(LOOK_EVERY).await;
             }
-            drop(state);
             liar.news(None)
         }
-        Message::Heads(_) => {
+        Message::Heads(asked) => {
             let lie = liar.state().lie;
             match lie {
                 Lie::HugeMessage => {
@@ -361,6 +400,7 @@ async fn talk(liar: &Liar, connection: &Connection, mut send: SendStream, mut re
                     }
                 }
                 Lie::ManyHeads => liar.news(Some(2000)),
+                Lie::FromPlace => liar.news_from(asked.have_epoch.zip(asked.have_seq)),
                 _ => liar.news(None),
             }
         }

@@ -257,6 +257,39 @@ async fn a_person_picks_a_branch_and_a_third_one_freezes_the_space_again() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_branch_that_was_decided_against_is_known_however_far_it_went() {
+    let mut victim = Victim::new();
+    let l = liar("moves-on", Lie::FromPlace).await;
+    let publishes = |text: String| l.publishes(&Draft::of(&[("a", text.as_bytes())]));
+    let first = publishes("0".into());
+    let mut old = vec![first.clone(), publishes("old 1".into())];
+    victim.join(&l, "moves-on").ok();
+    l.tells(std::slice::from_ref(&first));
+    let mut new = vec![first, publishes("new 1".into())];
+    victim.sync("moves-on").expect_code(3);
+    victim.site.json(["resolve", "moves-on", "--fork", &new[1].id().to_string()]);
+    victim.sync("moves-on").ok();
+    // Both branches go on, and an answer begins at this site's place, far behind the parting.
+    for round in 0..3 {
+        l.tells(&new);
+        (0..3).for_each(|i| new.push(publishes(format!("new {round}.{i}"))));
+        victim.sync("moves-on").ok();
+        l.tells(&old);
+        (0..4).for_each(|i| old.push(publishes(format!("old {round}.{i}"))));
+        let (error, _) = victim.sync("moves-on").expect_code(3).failure();
+        assert!(error.contains("decided against"), "{round}: {error}");
+        // What was seen of it does not get less by being told less of it.
+        l.tells(&old[..new.len()]);
+        let (error, _) = victim.sync("moves-on").expect_code(3).failure();
+        assert!(error.contains("decided against"), "{round}: {error}");
+    }
+    l.tells(&new);
+    publishes("the last".into());
+    victim.sync("moves-on").ok();
+    assert_eq!(fs::read(victim.world.path("moves-on").join("raw/a")).unwrap(), b"the last");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn an_expired_head_is_shown_as_stale_and_clocks_may_differ_by_a_day() {
     const MINUTE: i64 = 60_000;
     const DAY: i64 = 24 * 60 * MINUTE;

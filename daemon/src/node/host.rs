@@ -32,7 +32,7 @@ use crate::lanes::{Host, ServedBlob, ServedData};
 use crate::policy::Policy;
 use crate::retention::{Leases, grace_ms};
 use crate::site::Site;
-use crate::{journal, news, pairing};
+use crate::{fork, journal, news, pairing};
 
 /// How old the word of a peer may be before it is noted that it was seen again, in milliseconds.
 const SEEN_EVERY_MS: u64 = 60_000;
@@ -162,7 +162,8 @@ impl SiteHost {
             let live = reader.live(&announce.space).map_err(later)?;
             // An older head is no news. Another one at the place of the stored one is a fork: asking
             // finds it and freezes. One that is stored may still be on its way here.
-            let old = stored.as_ref().is_some_and(|s| s.place() > head.place());
+            let old = stored.as_ref().is_some_and(|s| s.place() > head.place())
+                || fork::is_old_news(&record, stored.as_ref(), &head);
             let known = stored.is_some_and(|s| s.id() == head.id());
             let here = known && live.is_some_and(|l| l.snapshot == head.manifest);
             self.follow.heard(&announce.space, from, !old && !here);

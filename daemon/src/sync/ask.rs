@@ -16,7 +16,7 @@ use sluice_protocol::grants::Right;
 use sluice_protocol::head::Head;
 use sluice_protocol::ids::{HeadId, SiteId, SnapshotId, SpaceId};
 use sluice_protocol::limits::SITES_ASKED_MAX;
-use sluice_protocol::messages::{HeadsRequest, Message};
+use sluice_protocol::messages::{HeadsRequest, Message, SpaceNews};
 use sluice_protocol::signed::Signed;
 use sluice_store::catalog::{CatalogError, Reader, SiteLookup, SpaceRecord};
 use sluice_store::watch::Watch;
@@ -253,28 +253,14 @@ fn held_version(reader: &Reader, space: &SpaceId) -> Result<Option<SnapshotId>, 
 
 /// Follows the chain at one peer up to its newest head.
 async fn walk(site: &Site, space: &SpaceId, owner: &SiteId, peer: &Peer) -> Result<Signed<Head>, SyncError> {
-    let card = Bytes(site.card().bytes().to_vec());
-    let held = held_version(&site.catalog.read()?, space)?;
     for _ in 0..REPLIES_MAX {
         let stored = site.catalog.read()?.newest_head(space, owner)?;
-        let request = HeadsRequest {
-            space: *space,
-            have_epoch: stored.as_ref().map(|h| h.epoch),
-            have_seq: stored.as_ref().map(|h| h.seq),
-            card: Some(card.clone()),
-            held,
-            unknown: Default::default(),
-        };
-        let said = Message::Heads(request);
-        let answer = tokio::time::timeout(SITE_ANSWERS_WITHIN, peer.message(&said)).await;
-        let late = |_| SyncError::Late { site: peer.site(), seconds: SITE_ANSWERS_WITHIN.as_secs() };
-        let news = match answer.map_err(late)?? {
-            Message::News(news) => news,
-            Message::Refused(r) => {
-                return Err(SyncError::Refused { site: peer.site(), code: r.code, text: r.text });
-            }
-            _ => return Err(SyncError::Confused { site: peer.site() }),
-        };
+        let mut news = news_from(site, space, peer, stored.as_ref().map(|h| h.place())).await?;
+        let (catalog, id, said) = (site.catalog.clone(), *space, news.clone());
+        let unclear = blocking(move || Ok(news::unclear(&catalog, &id, &said)?)).await?;
+        if let Some(earlier) = unclear {
+            news = news::longer(&news_from(site, space, peer, Some(earlier)).await?, news);
+        }
         let (catalog, id) = (site.catalog.clone(), *space);
         let believed = blocking(move || Ok(news::take(&catalog, &id, &news)?)).await?;
         if !believed.more {
@@ -283,4 +269,28 @@ async fn walk(site: &Site, space: &SpaceId, owner: &SiteId, peer: &Peer) -> Resu
         }
     }
     Err(SyncError::Manifest("the chain of heads does not end".into()))
+}
+
+/// What a peer says of a space from a place on.
+async fn news_from(
+    site: &Site,
+    space: &SpaceId,
+    peer: &Peer,
+    place: Option<(u64, u64)>,
+) -> Result<SpaceNews, SyncError> {
+    let said = Message::Heads(HeadsRequest {
+        space: *space,
+        have_epoch: place.map(|(epoch, _)| epoch),
+        have_seq: place.map(|(_, seq)| seq),
+        card: Some(Bytes(site.card().bytes().to_vec())),
+        held: held_version(&site.catalog.read()?, space)?,
+        unknown: Default::default(),
+    });
+    let answer = tokio::time::timeout(SITE_ANSWERS_WITHIN, peer.message(&said)).await;
+    let late = |_| SyncError::Late { site: peer.site(), seconds: SITE_ANSWERS_WITHIN.as_secs() };
+    match answer.map_err(late)?? {
+        Message::News(news) => Ok(news),
+        Message::Refused(r) => Err(SyncError::Refused { site: peer.site(), code: r.code, text: r.text }),
+        _ => Err(SyncError::Confused { site: peer.site() }),
+    }
 }

@@ -212,6 +212,8 @@ record! {
         2 => set_aside: bool,
         /// The newest head of its branch that was seen since.
         3 => tip: Option<HeadId>,
+        /// The number of that head.
+        4 => tip_seq: Option<u64>,
     }
 }
 
