@@ -206,13 +206,17 @@ fn go_on_from(b: &mut Batch, space: &SpaceId, chosen: &HeadId) -> Result<Decided
     } else {
         let at = record.rivals.iter().position(|r| head_of(r).is_some_and(|h| h.id() == *chosen)).ok_or_else(gone)?;
         let head = head_of(&record.rivals.remove(at)).ok_or_else(gone)?;
-        let removed = b.remove_heads_from(space, &record.owner, head.seq)?;
+        let (removed, parting) = make_room(b, &record, &head)?;
         b.put_head(&head)?;
-        // Where the branches part: what was followed here until now becomes the evidence.
-        let mut evidence = rival(removed.first().unwrap_or(&newest), true);
-        (evidence.tip, evidence.tip_seq) = (Some(newest.id()), Some(newest.seq));
-        record.rivals.push(evidence);
-        let_go = record.held.take_if(|held| removed.iter().any(|h| h.id() == *held)).is_some();
+        // Its first head is followed from now on: it tells one branch from the other no more.
+        record.rivals.retain(|r| head.prev.is_none() || head_of(r).map(|h| h.id()) != head.prev);
+        // What was followed here until now becomes the evidence.
+        if let Some(parting) = parting {
+            let mut evidence = rival(&parting, true);
+            (evidence.tip, evidence.tip_seq) = (Some(newest.id()), Some(newest.seq));
+            record.rivals.push(evidence);
+        }
+        let_go = record.held.take_if(|held| removed.contains(held)).is_some();
         head
     };
     record.frozen = None;
@@ -222,6 +226,26 @@ fn go_on_from(b: &mut Batch, space: &SpaceId, chosen: &HeadId) -> Result<Decided
     let text = format!("goes on from head {} (seq {}); {set_aside} set aside", head.id(), head.seq);
     journal::write(b, "fork resolved", Some(*space), None, &text)?;
     Ok(Decided { head, set_aside, let_go })
+}
+
+/// Takes out of the chain what the chosen head does not follow. Returns the heads that went, and the first of
+/// them that is certainly of the other branch.
+fn make_room(
+    b: &mut Batch,
+    record: &SpaceRecord,
+    chosen: &Signed<Head>,
+) -> Result<(Vec<HeadId>, Option<Signed<Head>>), CatalogError> {
+    let (space, owner) = (&chosen.space, &record.owner);
+    let mut removed = b.remove_heads_from(space, owner, chosen.seq)?;
+    let mut parting = removed.first().cloned();
+    let remains = b.newest_head(space, owner)?.map(|h| h.id());
+    if remains.is_some() && remains != chosen.prev {
+        // The branches parted earlier, nobody knows where: a chain may begin anywhere, and holds one branch.
+        let earlier = b.remove_heads_from(space, owner, 0)?;
+        parting = parting.or_else(|| earlier.last().cloned());
+        removed.extend(earlier);
+    }
+    Ok((removed.iter().map(Signed::<Head>::id).collect(), parting))
 }
 
 #[cfg(test)]

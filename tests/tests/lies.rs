@@ -290,6 +290,50 @@ async fn a_branch_that_was_decided_against_is_known_however_far_it_went() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_history_that_was_chosen_is_of_one_branch() {
+    let mut victim = Victim::new();
+    let heads = |victim: &Victim, space: &str| -> Vec<String> {
+        let list = victim.site.json(["snapshot", "list", space]);
+        list.as_array().unwrap().iter().map(|s| s["head"].as_str().unwrap().to_owned()).collect()
+    };
+    // The owner is set back by several versions: what is seen of its new history begins at the place of this
+    // site's newest head, or right after it.
+    for (space, after) in [("set-back", 0), ("set-back-one-more", 1)] {
+        let l = liar(space, Lie::FromPlace).await;
+        let publishes = |text: String| l.publishes(&Draft::of(&[("a", text.as_bytes())]));
+        let mut old: Vec<_> = (0..5).map(|i| publishes(format!("old {i}"))).collect();
+        let newest = if after == 0 { old.len() - 1 } else { old.len() - 2 };
+        l.tells(&old[..=newest]);
+        victim.join(&l, space).ok();
+        l.tells(&old[..1]);
+        let mut new = vec![old[0].clone()];
+        (1..5).for_each(|i| new.push(publishes(format!("new {i}"))));
+        let told = new[newest + after..].to_vec();
+        l.tells(&told);
+        victim.sync(space).expect_code(3);
+        assert_eq!(heads(&victim, space).len(), newest + 1);
+        victim.site.json(["resolve", space, "--fork", &told[0].id().to_string()]);
+        assert_eq!(heads(&victim, space), [told[0].id().to_string()], "{space}: two branches are one history");
+        victim.sync(space).ok();
+        assert_eq!(fs::read(victim.world.path(space).join("raw/a")).unwrap(), b"new 4");
+        victim.site.json(["gc", space]);
+        assert_eq!(victim.site.json(["verify", space, "--deep"])["ok"], true);
+
+        // The branch that was left is evidence, and is chosen again as any other.
+        old.truncate(newest + 1);
+        l.tells(&old);
+        (0..2).for_each(|i| old.push(publishes(format!("old again {i}"))));
+        let (error, _) = victim.sync(space).expect_code(3).failure();
+        assert!(error.contains("decided against"), "{space}: {error}");
+        victim.site.json(["resolve", space, "--fork", &old[newest].id().to_string()]);
+        victim.sync(space).ok();
+        let mut followed: Vec<_> = old[newest..].iter().map(|h| h.id().to_string()).collect();
+        followed.reverse();
+        assert_eq!(heads(&victim, space), followed);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn an_expired_head_is_shown_as_stale_and_clocks_may_differ_by_a_day() {
     const MINUTE: i64 = 60_000;
     const DAY: i64 = 24 * 60 * MINUTE;
