@@ -5,6 +5,7 @@ use std::fs;
 use std::path::PathBuf;
 use std::process::Stdio;
 use std::sync::Arc;
+use std::time::Duration;
 
 use sluice_protocol::codec::Document;
 use sluice_protocol::head::Head;
@@ -13,6 +14,7 @@ use sluice_protocol::manifest::Manifest;
 use sluice_protocol::signed::Signed;
 use sluice_protocol::tree::Page;
 use sluice_tests::liar::{Draft, Liar, Lie, entry};
+use sluice_tests::wait::until;
 use sluice_tests::{Output, Site, World, site};
 
 /// What a lie may cost in memory, over what the site needed before.
@@ -331,6 +333,32 @@ async fn a_history_that_was_chosen_is_of_one_branch() {
         followed.reverse();
         assert_eq!(heads(&victim, space), followed);
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_ticket_shown_again_thaws_nothing() {
+    let mut victim = Victim::new();
+    let l = liar("thaw", Lie::None).await;
+    let first = l.publishes(&Draft::of(&[("a", b"one")]));
+    l.publishes(&Draft::of(&[("a", b"two")]));
+    victim.join(&l, "thaw").ok();
+    // The inviting site keeps the door waiting, and meanwhile shows another history.
+    l.lies(Lie::DoorHeld);
+    let knocks = l.knocks();
+    let (ticket, into) = (l.ticket_calling_it("thaw-again"), victim.world.path("thaw"));
+    let mut join = victim.site.command(["join", &ticket, "--into", into.to_str().unwrap(), "--json"]);
+    let join = join.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    until("the ticket", Duration::from_secs(20), || (l.knocks() > knocks).then_some(()));
+    l.tells(std::slice::from_ref(&first));
+    l.publishes(&Draft::of(&[("a", b"another two")]));
+    victim.sync("thaw").expect_code(3);
+    l.tells(&[]);
+    l.lies(Lie::None);
+    site::output("join".into(), join.wait_with_output().unwrap());
+    let status = victim.site.json(["status"]);
+    let space = status["spaces"].as_array().unwrap().iter().find(|s| s["name"] == "thaw").unwrap();
+    assert_eq!(space["state"], "frozen", "{status}");
+    assert_eq!(space["branches"].as_array().unwrap().len(), 2, "{status}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -17,7 +17,7 @@ use sluice_protocol::manifest::History;
 use sluice_protocol::messages::{Message, PairRequest, SpaceNews};
 use sluice_protocol::signed::Signed;
 use sluice_protocol::ticket::{Ticket, phrase};
-use sluice_store::catalog::{CatalogError, Lookup, Reader, Role, SiteLookup, SpaceRecord};
+use sluice_store::catalog::{Batch, CatalogError, Lookup, Reader, Role, SiteLookup, SpaceRecord};
 use sluice_store::gc::LyingAside;
 use sluice_store::lake::Lake;
 use sluice_store::publish;
@@ -198,18 +198,22 @@ impl SiteNode {
     async fn enter_again(
         &self,
         ticket: &Ticket,
-        mut record: SpaceRecord,
+        record: SpaceRecord,
         into: Option<String>,
         sections: Vec<String>,
     ) -> Result<SpaceRecord, ApiError> {
         check_same_target(&record, into.as_deref())?;
         let space = ticket.body().space;
         let news = self.knock(ticket).await?;
-        let empty = self.site.catalog.read().or_explain()?.live(&space).or_explain()?.is_none();
-        if empty && !sections.is_empty() {
-            record.sections = sections;
-        }
-        self.write_down(&space, record, &news)
+        self.write_down(&space, &news, |b| {
+            // Read again: while the other site was asked, a fork may have frozen the space, or a person decided.
+            let gone = || CatalogError::Refused(format!("the space `{}` was removed meanwhile", record.name));
+            let mut record = b.space(&space)?.ok_or_else(gone)?;
+            if !sections.is_empty() && b.live(&space)?.is_none() {
+                record.sections = sections;
+            }
+            Ok(record)
+        })
     }
 
     /// Is admitted by the ticket's site and writes the space down. Nothing has moved yet.
@@ -247,7 +251,7 @@ impl SiteNode {
             follow: None,
             unknown: Default::default(),
         };
-        self.write_down(&body.space, record, &news)
+        self.write_down(&body.space, &news, |_| Ok(record))
     }
 
     fn prepare_target(&self, space: &SpaceId, name: &str, into: Option<String>) -> Result<(PathBuf, bool), ApiError> {
@@ -297,10 +301,17 @@ impl SiteNode {
         }
     }
 
-    /// Believes and stores what the inviting site said, and the space with it, in one transaction.
-    fn write_down(&self, space: &SpaceId, mut record: SpaceRecord, news: &SpaceNews) -> Result<SpaceRecord, ApiError> {
+    /// Believes and stores what the inviting site said, and the space with it as `record` makes it, in one
+    /// transaction.
+    fn write_down(
+        &self,
+        space: &SpaceId,
+        news: &SpaceNews,
+        record: impl FnOnce(&Batch) -> Result<SpaceRecord, CatalogError>,
+    ) -> Result<SpaceRecord, ApiError> {
         let now = now_ms();
         let written = self.site.catalog.write(|b| {
+            let mut record = record(b)?;
             let believed = news::believe(b, space, news, now)?;
             record.owner = believed.grants().genesis.owner;
             news::store(b, space, &believed)?;
@@ -311,10 +322,9 @@ impl SiteNode {
             }
             b.put_space(space, &record)?;
             journal::write(b, "joined", Some(*space), Some(record.owner), &record.name)?;
-            Ok::<(), news::NewsError>(())
+            Ok::<_, news::NewsError>(record)
         });
-        written.or_explain()?;
-        Ok(record)
+        written.or_explain()
     }
 
     pub(super) async fn space_list(&self) -> Result<Vec<SpaceInfo>, ApiError> {
