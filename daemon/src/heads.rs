@@ -21,8 +21,7 @@ pub fn is_renewal_due(site: &Site, space: &SpaceId) -> Result<bool, CatalogError
 /// Signs the newest head of a quiet space again when half its life is over.
 pub fn renew(site: &Site, space: &SpaceId) -> Result<(), CatalogError> {
     let Some(old) = site.catalog.read()?.newest_head(space, &site.id)? else { return Ok(()) };
-    let now = now_ms();
-    if now < old.time_ms.saturating_add(HEAD_LIFE_MS / 2) {
+    if now_ms() < old.time_ms.saturating_add(HEAD_LIFE_MS / 2) {
         return Ok(());
     }
     site.catalog.write(|b| {
@@ -30,19 +29,23 @@ pub fn renew(site: &Site, space: &SpaceId) -> Result<(), CatalogError> {
         if b.newest_head(space, &site.id)?.is_none_or(|newest| newest.id() != old.id()) {
             return Ok(());
         }
-        b.put_head(&Signed::sign(
-            &site.key,
-            Head {
-                seq: old.seq + 1,
-                prev: Some(old.id()),
-                time_ms: now,
-                not_after_ms: now.saturating_add(HEAD_LIFE_MS),
-                tag: None,
-                untag: None,
-                ..(*old).clone()
-            },
-        ))
+        b.put_head(&after(site, &old, None))
     })
+}
+
+/// The head that follows `old` in the chain and names the same version.
+fn after(site: &Site, old: &Signed<Head>, untag: Option<&str>) -> Signed<Head> {
+    let now = now_ms();
+    let head = Head {
+        seq: old.seq + 1,
+        prev: Some(old.id()),
+        time_ms: now,
+        not_after_ms: now.saturating_add(HEAD_LIFE_MS),
+        tag: None,
+        untag: untag.map(str::to_string),
+        ..(**old).clone()
+    };
+    Signed::sign(&site.key, head)
 }
 
 /// A tag that was taken back.
@@ -55,25 +58,13 @@ pub struct TakenBack {
 
 /// Signs a head that takes a tag back; none where no version bears it.
 pub fn untag(site: &Site, space: &SpaceId, tag: &str) -> Result<Option<TakenBack>, CatalogError> {
-    let now = now_ms();
     site.catalog.write(|b| {
         let heads = b.heads_since(space, &site.id, (0, 0), usize::MAX)?;
         let mut tags = Tags::default();
         let mut newest_first = heads.iter().rev();
         let stands = |h: &&Signed<Head>| tags.standing(h.tag.as_deref(), h.untag.as_deref()).as_deref() == Some(tag);
         let Some((newest, bore)) = heads.last().zip(newest_first.find(stands)) else { return Ok(None) };
-        let head = Signed::sign(
-            &site.key,
-            Head {
-                seq: newest.seq + 1,
-                prev: Some(newest.id()),
-                time_ms: now,
-                not_after_ms: now.saturating_add(HEAD_LIFE_MS),
-                tag: None,
-                untag: Some(tag.to_string()),
-                ..(**newest).clone()
-            },
-        );
+        let head = after(site, newest, Some(tag));
         b.put_head(&head)?;
         let text = format!("`{tag}` of {} (seq {}) was taken back (seq {})", bore.manifest, bore.seq, head.seq);
         journal::write(b, "untagged", Some(*space), None, &text)?;
