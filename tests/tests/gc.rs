@@ -104,14 +104,20 @@ fn a_slow_peer_gets_the_version_it_began_and_afterwards_it_goes() {
     assert_eq!(owner.json(["verify", "acme", "--deep"])["ok"], true);
 }
 
-#[test]
-fn a_tag_keeps_its_version_until_it_is_taken_back() {
-    let world = World::new();
-    let lake = world.plain_lake("source", &[("a", b"1")]);
+/// An owner of the lake that keeps one version, but for what is tagged or leased.
+fn forgetful(world: &World, lake: &Path) -> Site {
     let mut owner = world.sleeping_site("playground");
     owner.set("SLUICE__RETENTION__SNAPSHOTS", "1");
     owner.start();
     owner.json(["space", "add", "acme", lake.to_str().unwrap()]);
+    owner
+}
+
+#[test]
+fn a_tag_keeps_its_version_until_it_is_taken_back() {
+    let world = World::new();
+    let lake = world.plain_lake("source", &[("a", b"1")]);
+    let owner = forgetful(&world, &lake);
     let (error, hint) = owner.fails(1, ["snapshot", "untag", "acme", "gold"]);
     assert!(error.contains("`gold`") && hint.contains("no version has one"), "{error} / {hint}");
     for (bytes, tag) in [("2", "gold"), ("3", "silver"), ("4", "gold"), ("5", "last")] {
@@ -157,10 +163,7 @@ fn a_tag_keeps_its_version_until_it_is_taken_back() {
 fn a_held_version_is_leased_as_long_as_its_replica_is_heard() {
     let world = World::new();
     let lake = world.plain_lake("source", &[("a", b"1")]);
-    let mut owner = world.sleeping_site("playground");
-    owner.set("SLUICE__RETENTION__SNAPSHOTS", "1");
-    owner.start();
-    owner.json(["space", "add", "acme", lake.to_str().unwrap()]);
+    let mut owner = forgetful(&world, &lake);
     let into = world.path("copy");
     let mut replica = world.sleeping_site("cradle");
     replica.set("SLUICE__FOLLOW__ENABLED", "true");
