@@ -90,11 +90,13 @@ pub struct P2p {
     pub addresses: Vec<SocketAddr>,
     /// Whether loopback addresses are named too.
     pub loopback: bool,
+    /// Whether bulk data may take TCP, on the port of the same number.
+    pub tls: bool,
 }
 
 impl Default for P2p {
     fn default() -> Self {
-        Self { port: 7711, addresses: Vec::new(), loopback: false }
+        Self { port: 7711, addresses: Vec::new(), loopback: false, tls: true }
     }
 }
 

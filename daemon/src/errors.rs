@@ -273,7 +273,7 @@ impl Explain for TicketError {
 impl Explain for LaneError {
     fn hint(&self) -> Option<String> {
         match self {
-            LaneError::PortInUse { .. } => {
+            LaneError::PortInUse { .. } | LaneError::TcpPortInUse { .. } => {
                 hint("set another port with SLUICE__P2P__PORT or `[p2p] port`; 0 takes any free one")
             }
             LaneError::Unreachable { .. } | LaneError::NoAddress { .. } => hint(

@@ -63,8 +63,8 @@ impl Site {
             SiteCard {
                 site: self.id,
                 name: self.name.clone(),
-                quic: quic.take(sluice_protocol::limits::ADDRESSES_MAX).collect(),
-                tls: vec![],
+                quic: quic.collect(),
+                tls: self.lane.tls_addresses().iter().map(ToString::to_string).collect(),
                 time_ms: now_ms(),
                 unknown: Default::default(),
             },

@@ -118,7 +118,7 @@ async fn control(shared: &Arc<Shared>, host: Arc<dyn Host>, connection: &Connect
 /// Requests for blobs by a paired site.
 async fn blobs(shared: &Arc<Shared>, host: Arc<dyn Host>, connection: &Connection, site: SiteId) {
     let Some(place) = enter_paired(shared, &*host, connection, site) else { return };
-    while let Ok((send, recv)) = connection.accept_bi().await {
+    while let Ok((mut send, mut recv)) = connection.accept_bi().await {
         if !still_paired(&*host, connection, site) {
             return;
         }
@@ -127,13 +127,13 @@ async fn blobs(shared: &Arc<Shared>, host: Arc<dyn Host>, connection: &Connectio
         shared.tasks.spawn(async move {
             // The site's own limit first, so that one site cannot queue for everybody's places.
             let permits = (ours.acquire_owned().await, all.acquire_owned().await);
-            report(site, serve::stream(host, site, recv, send, stall).await);
+            report(site, serve::stream(host, site, &mut recv, &mut send, stall).await);
             drop(permits);
         });
     }
 }
 
-fn report(site: SiteId, result: Result<(), ServeError>) {
+pub(super) fn report(site: SiteId, result: Result<(), ServeError>) {
     match result {
         Ok(()) => {}
         Err(ServeError::Encode(e @ EncodeError::Damaged { .. })) => warn!("{e}"),
@@ -144,7 +144,7 @@ fn report(site: SiteId, result: Result<(), ServeError>) {
 
 /// Enters the connection first and asks then, so that taking access back cannot miss it.
 fn enter_paired(shared: &Arc<Shared>, host: &dyn Host, connection: &Connection, site: SiteId) -> Option<Place> {
-    let place = shared.registry.enter(site, connection);
+    let place = shared.registry.enter(site, Arc::new(connection.clone()));
     still_paired(host, connection, site).then_some(place)
 }
 

@@ -8,7 +8,7 @@ use std::collections::HashMap;
 use std::net::{IpAddr, Ipv6Addr};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use iroh::endpoint::{Connection, VarInt, WeakConnectionHandle};
+use iroh::endpoint::{Connection, VarInt};
 use sluice_protocol::ids::SiteId;
 use tokio::sync::Semaphore;
 
@@ -25,6 +25,26 @@ pub(super) const CLOSE_BUSY: u32 = 2;
 /// The daemon stops.
 pub(super) const CLOSE_STOPPING: u32 = 3;
 
+/// A connection of any lane, as far as it can be taken away.
+pub(super) trait Closable: Send + Sync {
+    /// Closes it with one of the codes above.
+    fn close(&self, code: u32, reason: &str);
+    fn is_open(&self) -> bool;
+}
+
+impl Closable for Connection {
+    fn close(&self, code: u32, reason: &str) {
+        Connection::close(self, VarInt::from_u32(code), reason.as_bytes());
+    }
+
+    fn is_open(&self) -> bool {
+        self.close_reason().is_none()
+    }
+}
+
+/// Finds a connection as long as somebody uses it.
+type Found = Box<dyn Fn() -> Option<Arc<dyn Closable>> + Send + Sync>;
+
 /// The live connections of each site.
 #[derive(Default)]
 pub(super) struct Registry {
@@ -40,9 +60,9 @@ struct Sites {
 struct Site {
     /// One permit for each blob being sent to the site.
     serves: Arc<Semaphore>,
-    incoming: HashMap<u64, Connection>,
+    incoming: HashMap<u64, Arc<dyn Closable>>,
     /// Connections that we dialled; they live as long as their users.
-    outgoing: Vec<WeakConnectionHandle>,
+    outgoing: Vec<Found>,
 }
 
 impl Default for Site {
@@ -62,7 +82,7 @@ pub(super) struct Place {
 impl Registry {
     /// Enters an incoming connection. When its site has too many, the oldest of them is closed: a site
     /// that was killed leaves connections behind that nobody closes, and must not wait for their end.
-    pub fn enter(self: &Arc<Self>, site: SiteId, connection: &Connection) -> Place {
+    pub fn enter(self: &Arc<Self>, site: SiteId, connection: Arc<dyn Closable>) -> Place {
         let mut sites = lock(&self.sites);
         let number = sites.next;
         sites.next += 1;
@@ -71,18 +91,18 @@ impl Registry {
             && let Some(oldest) = entry.incoming.keys().min().copied()
             && let Some(old) = entry.incoming.remove(&oldest)
         {
-            old.close(VarInt::from_u32(CLOSE_BUSY), b"too many connections");
+            old.close(CLOSE_BUSY, "too many connections");
         }
-        entry.incoming.insert(number, connection.clone());
+        entry.incoming.insert(number, connection);
         Place { registry: self.clone(), site, number, serves: entry.serves.clone() }
     }
 
     /// Remembers a connection that we dialled.
-    pub fn dialled(&self, site: SiteId, connection: &Connection) {
+    pub fn dialled(&self, site: SiteId, connection: Found) {
         let mut sites = lock(&self.sites);
         let outgoing = &mut sites.by_site.entry(site).or_default().outgoing;
-        outgoing.retain(|weak| weak.upgrade().is_some_and(|c| c.close_reason().is_none()));
-        outgoing.push(connection.weak_handle());
+        outgoing.retain(is_open);
+        outgoing.push(connection);
     }
 
     /// Closes all connections of a site, in both directions.
@@ -90,29 +110,33 @@ impl Registry {
         let Some(entry) = lock(&self.sites).by_site.remove(&site) else {
             return;
         };
-        let outgoing = entry.outgoing.iter().filter_map(WeakConnectionHandle::upgrade);
+        let outgoing = entry.outgoing.iter().filter_map(|find| find());
         for connection in entry.incoming.into_values().chain(outgoing) {
-            connection.close(VarInt::from_u32(CLOSE_NOT_PAIRED), b"access was taken back");
+            connection.close(CLOSE_NOT_PAIRED, "access was taken back");
         }
     }
 
     /// How many connections, in both directions, a site has.
     pub fn connections(&self, site: SiteId) -> usize {
-        lock(&self.sites).by_site.get(&site).map_or(0, |entry| {
-            let open = |weak: &&WeakConnectionHandle| weak.upgrade().is_some_and(|c| c.close_reason().is_none());
-            entry.incoming.len() + entry.outgoing.iter().filter(open).count()
-        })
+        lock(&self.sites)
+            .by_site
+            .get(&site)
+            .map_or(0, |entry| entry.incoming.len() + entry.outgoing.iter().filter(|find| is_open(find)).count())
     }
 
     fn leave(&self, site: SiteId, number: u64) {
         let mut sites = lock(&self.sites);
         if let Some(entry) = sites.by_site.get_mut(&site) {
             entry.incoming.remove(&number);
-            if entry.incoming.is_empty() && entry.outgoing.iter().all(|weak| weak.upgrade().is_none()) {
+            if entry.incoming.is_empty() && entry.outgoing.iter().all(|find| find().is_none()) {
                 sites.by_site.remove(&site);
             }
         }
     }
+}
+
+fn is_open(find: &Found) -> bool {
+    find().is_some_and(|connection| connection.is_open())
 }
 
 impl Drop for Place {

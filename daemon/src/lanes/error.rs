@@ -15,6 +15,10 @@ pub enum LaneError {
     PortInUse { port: u16 },
     #[error("the UDP port {port} cannot be opened: {reason}")]
     Bind { port: u16, reason: String },
+    #[error("the TCP port {port} is taken by another program")]
+    TcpPortInUse { port: u16 },
+    #[error("the TCP port {port} cannot be opened: {reason}")]
+    BindTcp { port: u16, reason: String },
     #[error("the lane already serves a site")]
     AlreadyServing,
     #[error("the lane is closed")]
@@ -48,6 +52,8 @@ impl LaneError {
             LaneError::Message { source, .. } => source.is_retryable(),
             LaneError::PortInUse { .. }
             | LaneError::Bind { .. }
+            | LaneError::TcpPortInUse { .. }
+            | LaneError::BindTcp { .. }
             | LaneError::AlreadyServing
             | LaneError::Closed
             | LaneError::BadSite { .. }

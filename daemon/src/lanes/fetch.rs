@@ -10,13 +10,14 @@ use std::sync::Arc;
 use bao_tree::io::BaoContentItem;
 use bao_tree::{BaoTree, ChunkNum, ChunkRanges};
 use bytes::{Bytes, BytesMut};
-use iroh::endpoint::{Connection, ConnectionError, ReadError, RecvStream};
+use iroh::endpoint::{ConnectionError, ReadError};
 use iroh_blobs::get::GetError;
 use iroh_blobs::get::fsm::{
     self, AtBlobContent, AtBlobHeader, AtBlobHeaderNextError, AtConnected, AtEndBlob, BlobContentNext, ConnectedNext,
     DecodeError, EndBlobNext,
 };
 use iroh_blobs::protocol::{ChunkRangesSeq, ERR_LIMIT, ERR_PERMISSION, GetManyRequest, GetRequest};
+use iroh_blobs::util::RecvStream;
 use n0_future::time::Instant;
 use sluice_protocol::ids::{BlobHash, SiteId};
 use sluice_protocol::limits::GROUP_BYTES;
@@ -25,10 +26,11 @@ use tokio::time::timeout;
 
 use super::encode::GROUPS;
 use super::error::{FetchError, LaneError};
+use super::line::{Carrier, Line, Said};
 use super::pace::{Lag, Pace};
 use super::peer::Peer;
 use super::quic::ended;
-use super::{LeafSink, QUIC, limits};
+use super::{LeafSink, TLS, limits, tls};
 
 /// Bytes of a BLAKE3 chunk, the unit of ranges on the wire.
 const CHUNK_BYTES: u64 = 1024;
@@ -44,12 +46,15 @@ pub struct FetchStats {
     pub payload: u64,
     /// Bytes of sizes and hash pairs.
     pub overhead: u64,
+    /// Bytes of blobs, among `payload`, that came over the tls lane.
+    pub over_tls: u64,
 }
 
 impl std::ops::AddAssign for FetchStats {
     fn add_assign(&mut self, more: Self) {
         self.payload += more.payload;
         self.overhead += more.overhead;
+        self.over_tls += more.over_tls;
     }
 }
 
@@ -79,7 +84,7 @@ impl Peer {
         let header = get.begin(GetRequest::blob(hash.0)).await?;
         let (content, size) = get.size(header).await?;
         if size > max {
-            return Err(FetchError::TooLarge { peer: get.peer, lane: QUIC, hash, claimed: size, limit: max });
+            return Err(FetchError::TooLarge { peer: get.peer, lane: get.lane(), hash, claimed: size, limit: max });
         }
         let (_, bytes) = get.collect(content, &mut FetchStats::default()).await?;
         Ok(bytes)
@@ -112,16 +117,21 @@ impl Peer {
         sink: &Arc<dyn LeafSink>,
         stats: &mut FetchStats,
     ) -> Result<(), FetchError> {
-        let mut get = self.request(hash).await?;
-        let header = get.begin(GetRequest::blob_ranges(hash.0.into(), chunk_ranges(ranges))).await?;
-        let (content, claimed) = get.size(header).await?;
-        get.expect_size(claimed, size)?;
-        stats.overhead += SIZE_BYTES;
-        let mut writer = Writer::new(hash, sink.clone(), BaoTree::new(size, GROUPS), get.lease.piece);
-        let received = get.receive(content, &mut writer, stats).await;
+        let mut writer = Writer::new(hash, sink.clone(), BaoTree::new(size, GROUPS), self.piece());
+        let get = self.bulk_request(hash).await?;
+        let was_tls = get.lane() == TLS;
+        let mut got = get.ranges(size, ranges, &mut writer, stats).await;
+        if was_tls && got.as_ref().is_err_and(is_fault_of_lane) {
+            // The same bytes come over quic; those that arrived and were proved are not asked for again.
+            let rest = rest_of(ranges, writer.reached());
+            got = match rest.as_slice() {
+                [] => Ok(()),
+                rest => self.request(hash).await?.ranges(size, rest, &mut writer, stats).await,
+            };
+        }
         // What arrived before a failure is good, and need not be fetched again.
         let written = writer.finish().await;
-        received?;
+        got?;
         written
     }
 
@@ -133,19 +143,20 @@ impl Peer {
         stats: &mut FetchStats,
     ) -> Result<usize, FetchError> {
         let Some(&(first, _)) = batch.first() else { return Ok(0) };
-        let mut get = self.request(first).await?;
+        let lease = self.lease().await?;
+        let mut get = self.carried(first, Carrier::Quic(lease.clone()));
         for &(hash, size) in batch {
             get.hash = hash;
             if size > limits::FETCH_TOGETHER_BYTES_MAX {
                 let limit = limits::FETCH_TOGETHER_BYTES_MAX;
-                return Err(FetchError::TooLarge { peer: get.peer, lane: QUIC, hash, claimed: size, limit });
+                return Err(FetchError::TooLarge { peer: get.peer, lane: get.lane(), hash, claimed: size, limit });
             }
         }
         let hashes = batch.iter().map(|(hash, _)| hash.0.into()).collect();
         let ranges = ChunkRangesSeq::from_ranges(batch.iter().map(|_| ChunkRanges::all()));
         let request = GetManyRequest::new(hashes, ranges);
         get.hash = first;
-        let start = fsm::start_get_many(get.connection().clone(), request, Default::default());
+        let start = fsm::start_get_many(lease.connection.clone(), request, Default::default());
         let mut child = match get.wait(start).await?.map_err(|e| get.get_failed(e))? {
             Ok(child) => child,
             Err(_) => return Err(get.broken("the request was taken for an empty one")),
@@ -171,8 +182,19 @@ impl Peer {
     }
 
     async fn request(&self, hash: BlobHash) -> Result<Get, FetchError> {
-        let lease = self.lease().await?;
-        Ok(Get { peer: self.site(), hash, pace: self.pace(), lease })
+        Ok(self.carried(hash, Carrier::Quic(self.lease().await?)))
+    }
+
+    /// A request that may be large: over tls when that is to be had.
+    async fn bulk_request(&self, hash: BlobHash) -> Result<Get, FetchError> {
+        match self.tls().exchange().await {
+            Some(both) => Ok(self.carried(hash, Carrier::Tls(Some(both), self.tls().clone()))),
+            None => self.request(hash).await,
+        }
+    }
+
+    fn carried(&self, hash: BlobHash, carrier: Carrier) -> Get {
+        Get { peer: self.site(), hash, pace: self.pace(), carrier }
     }
 }
 
@@ -181,18 +203,71 @@ struct Get {
     peer: SiteId,
     hash: BlobHash,
     pace: Pace,
-    lease: super::peer::Lease,
+    carrier: Carrier,
 }
 
 impl Get {
-    fn connection(&self) -> &Connection {
-        &self.lease.connection
+    fn lane(&self) -> &'static str {
+        self.carrier.lane()
+    }
+
+    /// Fetches ranges of a blob into the writer. A connection of the tls lane rests afterwards, or is told to have failed.
+    async fn ranges(
+        mut self,
+        size: u64,
+        ranges: &[Range<u64>],
+        writer: &mut Writer,
+        stats: &mut FetchStats,
+    ) -> Result<(), FetchError> {
+        let before = stats.payload;
+        let got = self.all_of(size, ranges, writer, stats).await;
+        if self.lane() == TLS {
+            stats.over_tls += stats.payload - before;
+        }
+        if let (Err(e), Carrier::Tls(_, way)) = (&got, &self.carrier)
+            && is_fault_of_lane(e)
+        {
+            way.failed(&e.to_string());
+        }
+        got
+    }
+
+    async fn all_of(
+        &mut self,
+        size: u64,
+        ranges: &[Range<u64>],
+        writer: &mut Writer,
+        stats: &mut FetchStats,
+    ) -> Result<(), FetchError> {
+        let header = self.begin(GetRequest::blob_ranges(self.hash.0.into(), chunk_ranges(ranges))).await?;
+        let (content, claimed) = self.size(header).await?;
+        self.expect_size(claimed, size)?;
+        stats.overhead += SIZE_BYTES;
+        let end = self.receive(content, writer, stats).await?;
+        match (&self.carrier, end.next()) {
+            // The end of the answer is read, so that the connection can be used again. Without it, it is not.
+            (Carrier::Tls(..), EndBlobNext::Closing(closing)) => {
+                let _ = timeout(limits::TLS_END, closing.next()).await;
+            }
+            // What follows on the stream is nothing we asked for: dropping it stops the peer.
+            _ => {}
+        }
+        Ok(())
     }
 
     /// Sends the request for one blob.
-    async fn begin(&self, request: GetRequest) -> Result<AtBlobHeader<RecvStream>, FetchError> {
-        let opened = self.wait(self.connection().open_bi()).await?;
-        let (send, recv) = opened.map_err(|e| self.connection_ended(&e))?;
+    async fn begin(&mut self, request: GetRequest) -> Result<AtBlobHeader<Line>, FetchError> {
+        let (recv, send) = match &mut self.carrier {
+            Carrier::Tls(both, _) => {
+                let (recv, send) = both.take().ok_or_else(|| self.broken("an exchange begins once"))?;
+                (Line::Tls(recv), Said::Tls(send))
+            }
+            Carrier::Quic(lease) => {
+                let connection = lease.connection.clone();
+                let (send, recv) = self.wait(connection.open_bi()).await?.map_err(|e| self.connection_ended(&e))?;
+                (Line::Quic(recv), Said::Quic(send))
+            }
+        };
         let connected = AtConnected::new(Instant::now(), recv, send, request, Default::default());
         match self.wait(connected.next()).await? {
             Ok(ConnectedNext::StartRoot(root)) => Ok(root.next()),
@@ -202,11 +277,11 @@ impl Get {
     }
 
     /// Reads the size that the peer claims.
-    async fn size(&self, header: AtBlobHeader<RecvStream>) -> Result<(AtBlobContent<RecvStream>, u64), FetchError> {
+    async fn size<R: RecvStream>(&self, header: AtBlobHeader<R>) -> Result<(AtBlobContent<R>, u64), FetchError> {
         match self.wait(header.next()).await? {
             Ok(next) => Ok(next),
             Err(AtBlobHeaderNextError::NotFound { .. }) => {
-                Err(FetchError::NotThere { peer: self.peer, lane: QUIC, hash: self.hash })
+                Err(FetchError::NotThere { peer: self.peer, lane: self.lane(), hash: self.hash })
             }
             Err(AtBlobHeaderNextError::Read { source, .. }) => Err(self.read_failed(&source)),
         }
@@ -216,11 +291,11 @@ impl Get {
         if claimed == expected {
             return Ok(());
         }
-        Err(FetchError::WrongSize { peer: self.peer, lane: QUIC, hash: self.hash, claimed, expected })
+        Err(FetchError::WrongSize { peer: self.peer, lane: self.lane(), hash: self.hash, claimed, expected })
     }
 
     /// The next verified item, or the end.
-    async fn item(&mut self, content: AtBlobContent<RecvStream>) -> Result<Step, FetchError> {
+    async fn item<R: RecvStream>(&mut self, content: AtBlobContent<R>) -> Result<Step<R>, FetchError> {
         let mut next = std::pin::pin!(content.next());
         let (next, waited) = loop {
             let (patience, since) = (self.pace.patience(), Instant::now());
@@ -244,12 +319,12 @@ impl Get {
     }
 
     /// Hands all items to the writer.
-    async fn receive(
+    async fn receive<R: RecvStream>(
         &mut self,
-        mut content: AtBlobContent<RecvStream>,
+        mut content: AtBlobContent<R>,
         writer: &mut Writer,
         stats: &mut FetchStats,
-    ) -> Result<(), FetchError> {
+    ) -> Result<AtEndBlob<R>, FetchError> {
         loop {
             match self.item(content).await? {
                 Step::Item(next, BaoContentItem::Parent(parent)) => {
@@ -262,18 +337,17 @@ impl Get {
                     writer.leaf(leaf.offset, &leaf.data).await?;
                     content = next;
                 }
-                // What follows on the stream is nothing we asked for: dropping it stops the peer.
-                Step::End(_) => return Ok(()),
+                Step::End(end) => return Ok(end),
             }
         }
     }
 
     /// Collects a whole blob in memory; it grows with what arrives.
-    async fn collect(
+    async fn collect<R: RecvStream>(
         &mut self,
-        mut content: AtBlobContent<RecvStream>,
+        mut content: AtBlobContent<R>,
         stats: &mut FetchStats,
-    ) -> Result<(AtEndBlob<RecvStream>, Bytes), FetchError> {
+    ) -> Result<(AtEndBlob<R>, Bytes), FetchError> {
         stats.overhead += SIZE_BYTES;
         let mut bytes = BytesMut::new();
         loop {
@@ -299,7 +373,7 @@ impl Get {
     }
 
     fn lags(&self, lag: Lag) -> FetchError {
-        let (peer, lane, hash) = (self.peer, QUIC, self.hash);
+        let (peer, lane, hash) = (self.peer, self.lane(), self.hash);
         match lag {
             Lag::Silent(stall) => FetchError::Stalled { peer, lane, hash, seconds: stall.as_secs() },
             Lag::Slow { bytes, least, within } => {
@@ -312,7 +386,7 @@ impl Get {
         match e {
             DecodeError::Read { source, .. } => self.read_failed(&source),
             DecodeError::ParentHashMismatch { .. } | DecodeError::LeafHashMismatch { .. } => {
-                FetchError::Corrupt { peer: self.peer, lane: QUIC, hash: self.hash, what: e.to_string() }
+                FetchError::Corrupt { peer: self.peer, lane: self.lane(), hash: self.hash, what: e.to_string() }
             }
             _ => self.broken_or_ended("the peer sent less than was asked for"),
         }
@@ -324,7 +398,15 @@ impl Get {
 
     /// Tells a refusal from a lost connection and from a stream that the peer gave up.
     fn read_failed(&self, e: &std::io::Error) -> FetchError {
-        let (peer, lane, hash) = (self.peer, QUIC, self.hash);
+        let (peer, lane, hash) = (self.peer, self.lane(), self.hash);
+        if let Some(&tls::GaveUp(code)) = e.get_ref().and_then(|inner| inner.downcast_ref()) {
+            return match code {
+                _ if u64::from(code) == u64::from(ERR_PERMISSION) => FetchError::Refused { peer, lane, hash },
+                _ if u64::from(code) == u64::from(ERR_LIMIT) => LaneError::Busy { site: peer }.into(),
+                tls::NOT_PAIRED => LaneError::NotPaired { site: peer }.into(),
+                _ => self.broken(&e.to_string()),
+            };
+        }
         match e.get_ref().and_then(|inner| inner.downcast_ref::<ReadError>()) {
             Some(ReadError::Reset(code)) if *code == ERR_PERMISSION => FetchError::Refused { peer, lane, hash },
             Some(ReadError::Reset(code)) if *code == ERR_LIMIT => LaneError::Busy { site: peer }.into(),
@@ -338,20 +420,23 @@ impl Get {
     }
 
     fn broken_or_ended(&self, reason: &str) -> FetchError {
-        match self.connection().close_reason() {
-            Some(ended) => self.connection_ended(&ended),
-            None => self.broken(reason),
+        match &self.carrier {
+            Carrier::Quic(lease) => match lease.connection.close_reason() {
+                Some(ended) => self.connection_ended(&ended),
+                None => self.broken(reason),
+            },
+            Carrier::Tls(..) => LaneError::Lost { site: self.peer, reason: reason.to_string() }.into(),
         }
     }
 
     fn broken(&self, reason: &str) -> FetchError {
-        FetchError::Broken { peer: self.peer, lane: QUIC, hash: self.hash, reason: reason.to_string() }
+        FetchError::Broken { peer: self.peer, lane: self.lane(), hash: self.hash, reason: reason.to_string() }
     }
 }
 
-enum Step {
-    Item(AtBlobContent<RecvStream>, BaoContentItem),
-    End(AtEndBlob<RecvStream>),
+enum Step<R: RecvStream> {
+    Item(AtBlobContent<R>, BaoContentItem),
+    End(AtEndBlob<R>),
 }
 
 /// Collects verified pieces and writes them on blocking threads, one write at a time, while the
@@ -365,12 +450,13 @@ struct Writer {
     piece: usize,
     at: u64,
     held: Vec<u8>,
+    reached: u64,
     writing: Option<JoinHandle<std::io::Result<()>>>,
 }
 
 impl Writer {
     fn new(hash: BlobHash, sink: Arc<dyn LeafSink>, tree: BaoTree, piece: usize) -> Self {
-        Self { hash, sink, tree, piece, pairs: Vec::new(), at: 0, held: Vec::new(), writing: None }
+        Self { hash, sink, tree, piece, pairs: Vec::new(), at: 0, held: Vec::new(), reached: 0, writing: None }
     }
 
     async fn parent(&mut self, parent: &bao_tree::io::Parent) -> Result<(), FetchError> {
@@ -388,6 +474,11 @@ impl Writer {
         Ok(())
     }
 
+    /// The end of what was handed over; what comes later begins there or behind.
+    fn reached(&self) -> u64 {
+        self.reached
+    }
+
     async fn leaf(&mut self, offset: u64, data: &[u8]) -> Result<(), FetchError> {
         let follows = offset == self.at + self.held.len() as u64;
         if !self.held.is_empty() && (!follows || self.held.len() + data.len() > self.piece) {
@@ -398,6 +489,7 @@ impl Writer {
             self.held.reserve(self.piece);
         }
         self.held.extend_from_slice(data);
+        self.reached = offset + data.len() as u64;
         // Written as soon as it may be: what is held is lost with the process.
         if self.held.len() >= self.piece { self.flush().await } else { Ok(()) }
     }
@@ -429,6 +521,21 @@ impl Writer {
         self.flush().await?;
         self.settle().await
     }
+}
+
+/// Whether another lane to the same peer may well do better.
+fn is_fault_of_lane(e: &FetchError) -> bool {
+    matches!(
+        e,
+        FetchError::Lane(LaneError::Lost { .. } | LaneError::Unreachable { .. } | LaneError::Silent { .. })
+            | FetchError::Stalled { lane: TLS, .. }
+    )
+}
+
+/// What of the ranges lies behind `from`; nothing before it is asked for again.
+fn rest_of(ranges: &[Range<u64>], from: u64) -> Vec<Range<u64>> {
+    let from = from / GROUP_BYTES * GROUP_BYTES;
+    ranges.iter().filter(|r| r.end > from).map(|r| r.start.max(from)..r.end).collect()
 }
 
 /// Ranges must be what the protocol can prove and the staging can mark.

@@ -1,4 +1,4 @@
-//! Named limits of the quic lane.
+//! Named limits of the lanes.
 //!
 //! Invariant: what a stranger can make us hold is a small constant; what a paired peer can make us
 //! hold is bounded per site and in all.
@@ -90,6 +90,25 @@ pub const FETCH_RANGES_MAX: usize = 512;
 pub const FETCH_BLOBS_MAX: usize = 512;
 /// Largest blob that is fetched together with others into memory, in bytes.
 pub const FETCH_TOGETHER_BYTES_MAX: u64 = 4 * 1024 * 1024;
+
+/// TLS handshakes at once that were not proved yet.
+pub const TCP_HANDSHAKES_MAX: usize = 64;
+/// Pause after a TCP connection could not be accepted.
+pub const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+/// Bytes that are encrypted ahead of what the network takes.
+pub const TLS_BUFFER_BYTES: usize = 512 * 1024;
+/// How long a TLS connection of a peer may rest before it is closed.
+pub const TLS_IDLE_SERVED: Duration = Duration::from_secs(90);
+/// How long one that we dialled is kept for the next request: less, so that it is not closed under us.
+pub const TLS_IDLE_KEPT: Duration = Duration::from_secs(45);
+/// How long the first request to a peer waits for its tls lane before it takes quic.
+pub const TLS_HEAD_START: Duration = Duration::from_millis(300);
+/// How long the tls lane of a peer is left alone after it failed.
+pub const TLS_DOWN: Duration = Duration::from_secs(60);
+/// How long the end of an answer may take after its last byte.
+pub const TLS_END: Duration = Duration::from_secs(1);
+/// How long an address has to answer before the next one is tried, too.
+pub const TLS_STAGGER: Duration = Duration::from_millis(250);
 
 /// How long binding waits for the first interface address.
 pub const ADDRESSES_TIMEOUT: Duration = Duration::from_secs(2);

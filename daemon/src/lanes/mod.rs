@@ -1,4 +1,4 @@
-//! Lanes: the ways bytes travel between sites. This one is `quic`.
+//! Lanes: the ways bytes travel between sites. `quic` carries everything, `tls` bulk data where it can.
 //!
 //! A lane knows how to reach a site, who is on the other end (the key that the handshake proved),
 //! and how to ask for blobs and serve them. It knows nothing of spaces, grants or catalogs: it asks
@@ -16,11 +16,13 @@ pub mod error;
 mod fetch;
 mod flight;
 pub mod limits;
+mod line;
 pub mod message;
 mod pace;
 mod peer;
 mod quic;
 mod serve;
+mod tls;
 mod window;
 
 use std::fs::File;
@@ -34,6 +36,7 @@ pub use error::{FetchError, LaneError, MessageError};
 pub use fetch::FetchStats;
 pub use peer::Peer;
 pub use quic::{QuicConfig, QuicLane};
+pub use tls::TLS;
 
 /// The name of this lane in errors and journals.
 pub const QUIC: &str = "quic";

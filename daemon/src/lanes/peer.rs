@@ -18,7 +18,7 @@ use super::error::{LaneError, MessageError};
 use super::flight::Flight;
 use super::pace::Pace;
 use super::quic::{QuicLane, Settings, ended};
-use super::{limits, message};
+use super::{limits, message, tls};
 
 /// A handle to a peer; clones share their connections, which close with the last one.
 #[derive(Clone)]
@@ -30,6 +30,7 @@ struct Inner {
     lane: QuicLane,
     site: SiteId,
     addresses: Vec<SocketAddr>,
+    tls: tls::Pool,
     control: tokio::sync::Mutex<Option<Connection>>,
     blobs: Mutex<Vec<Pooled>>,
     /// What may be on its way to us.
@@ -71,6 +72,7 @@ impl Pooled {
 }
 
 /// A connection lent to one request.
+#[derive(Clone)]
 pub(super) struct Lease {
     pub connection: Connection,
     /// Verified bytes to collect before they are written.
@@ -79,12 +81,13 @@ pub(super) struct Lease {
 }
 
 impl Peer {
-    pub(super) fn new(lane: QuicLane, site: SiteId, addresses: Vec<SocketAddr>) -> Self {
+    pub(super) fn new(lane: QuicLane, site: SiteId, addresses: Vec<SocketAddr>, tls: tls::Pool) -> Self {
         let flying = Flying { flight: Flight::default(), connections: lane.settings().connections_per_peer };
         let inner = Inner {
             lane,
             site,
             addresses,
+            tls,
             control: Default::default(),
             blobs: Default::default(),
             flight: Mutex::new(flying),
@@ -129,6 +132,11 @@ impl Peer {
         if self.is_hurried() { Pace::hurried(stall) } else { Pace::patient(stall) }
     }
 
+    /// Verified bytes that one request collects before they are written.
+    pub(super) fn piece(&self) -> usize {
+        self.flying().flight.piece
+    }
+
     fn flying(&self) -> Flying {
         *self.inner.flight.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -156,6 +164,10 @@ impl Peer {
     /// Dials the control connection if there is none.
     pub(super) async fn reach(&self) -> Result<(), LaneError> {
         self.control().await.map(drop)
+    }
+
+    pub(super) fn tls(&self) -> &tls::Pool {
+        &self.inner.tls
     }
 
     pub(super) fn settings(&self) -> Settings {

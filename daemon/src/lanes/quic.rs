@@ -4,7 +4,7 @@
 //! that a ticket or a signed card gave, and the handshake proves their key.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
-use std::sync::{Arc, OnceLock, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError, RwLock};
 use std::time::Duration;
 
 use ed25519_dalek::SigningKey;
@@ -21,10 +21,10 @@ use tokio::time::timeout;
 use tokio_util::sync::{CancellationToken, DropGuard};
 use tokio_util::task::TaskTracker;
 
-use super::admission::{CLOSE_BUSY, CLOSE_NOT_PAIRED, Door, Registry};
+use super::admission::{CLOSE_BUSY, CLOSE_NOT_PAIRED, Closable, Door, Registry};
 use super::error::LaneError;
 use super::peer::Peer;
-use super::{Host, accept, limits};
+use super::{Host, accept, limits, tls};
 
 /// How the lane is set up.
 pub struct QuicConfig {
@@ -36,6 +36,8 @@ pub struct QuicConfig {
     pub loopback: bool,
     /// More addresses to advertise: a forwarded port, a name's address.
     pub addresses: Vec<SocketAddr>,
+    /// Listen for the tls lane too, on the TCP port of the same number.
+    pub tls: bool,
     /// Connections for blobs to one peer, 1 at least.
     pub connections_per_peer: usize,
     /// How long dialling may take.
@@ -56,6 +58,7 @@ impl QuicConfig {
             port: 0,
             loopback: false,
             addresses: Vec::new(),
+            tls: true,
             connections_per_peer: limits::CONNECTIONS_PER_PEER,
             connect_timeout: limits::CONNECT_TIMEOUT,
             answer_timeout: limits::ANSWER_TIMEOUT,
@@ -82,6 +85,8 @@ pub(super) struct Shared {
     pub door: Arc<Door>,
     pub handshakes: Arc<Semaphore>,
     pub serves: Arc<Semaphore>,
+    pub tcp_door: Arc<Door>,
+    pub tcp_handshakes: Arc<Semaphore>,
     pub stop: CancellationToken,
     pub tasks: TaskTracker,
     pub settings: Settings,
@@ -99,6 +104,11 @@ struct Inner {
     /// None once the lane is closed: the port is free when the last clone is gone.
     endpoint: RwLock<Option<Endpoint>>,
     port: u16,
+    /// The TCP port of the tls lane; none when it is closed.
+    tls_port: Option<u16>,
+    /// Bound, and not yet answering.
+    tls: Mutex<Option<tls::Listening>>,
+    keys: tls::Keys,
     /// Addresses that the configuration gave.
     given: Vec<SocketAddr>,
     shared: Arc<Shared>,
@@ -112,6 +122,11 @@ impl QuicLane {
         let site = SiteId(config.key.verifying_key().to_bytes());
         let endpoint = endpoint(&config).await?;
         first_address(&endpoint).await;
+        let port = port_of(&endpoint.bound_sockets());
+        let tls = match config.tls {
+            true => Some(tls::Listening::bind(config.port)?),
+            false => None,
+        };
         let stop = CancellationToken::new();
         let settings = Settings {
             loopback: config.loopback,
@@ -126,13 +141,18 @@ impl QuicLane {
             door: Arc::default(),
             handshakes: Arc::new(Semaphore::new(limits::HANDSHAKES_MAX)),
             serves: Arc::new(Semaphore::new(limits::SERVES_MAX)),
+            tcp_door: Arc::default(),
+            tcp_handshakes: Arc::new(Semaphore::new(limits::TCP_HANDSHAKES_MAX)),
             stop: stop.clone(),
             tasks: TaskTracker::new(),
             settings,
             host: OnceLock::new(),
         };
         let inner = Inner {
-            port: port_of(&endpoint.bound_sockets()),
+            port,
+            tls_port: tls.as_ref().map(|t| t.port),
+            tls: Mutex::new(tls),
+            keys: tls::keys(&config.key)?,
             given: config.addresses,
             endpoint: RwLock::new(Some(endpoint)),
             shared: Arc::new(shared),
@@ -147,7 +167,19 @@ impl QuicLane {
         let shared = &self.inner.shared;
         let endpoint = self.endpoint().ok_or(LaneError::Closed)?;
         shared.host.set(host.clone()).map_err(|_| LaneError::AlreadyServing)?;
-        shared.tasks.spawn(accept::run(shared.clone(), endpoint, host));
+        shared.tasks.spawn(accept::run(shared.clone(), endpoint, host.clone()));
+        let listening = self.inner.tls.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(listening) = listening {
+            let accepting = self
+                .inner
+                .keys
+                .accepting()
+                .map_err(|e| LaneError::BindTcp { port: listening.port, reason: e.to_string() })?;
+            let accepting = Arc::new(accepting);
+            for listener in listening.listeners {
+                shared.tasks.spawn(tls::run(shared.clone(), listener, accepting.clone(), host.clone()));
+            }
+        }
         Ok(())
     }
 
@@ -181,9 +213,31 @@ impl QuicLane {
         found
     }
 
-    /// A handle to a peer. Nothing is dialled yet.
+    /// The addresses at which the tls lane is reached: those of quic with the other port.
+    pub fn tls_addresses(&self) -> Vec<SocketAddr> {
+        let Some(port) = self.inner.tls_port else { return Vec::new() };
+        let ours = self.local_addresses().into_iter().map(|a| match self.inner.given.contains(&a) {
+            // What somebody forwards is forwarded for both.
+            true if self.inner.port == port => a,
+            true => SocketAddr::new(a.ip(), a.port()),
+            false => SocketAddr::new(a.ip(), port),
+        });
+        ours.collect()
+    }
+
+    /// A handle to a peer for messages and small things. Nothing is dialled yet.
     pub fn peer(&self, site: SiteId, addresses: &[SocketAddr]) -> Peer {
-        Peer::new(self.clone(), site, addresses.to_vec())
+        self.peer_with_tls(site, addresses, &[])
+    }
+
+    /// A handle to a peer whose tls lane is at these addresses, too; bulk data takes it where it can.
+    pub fn peer_with_tls(&self, site: SiteId, addresses: &[SocketAddr], tls: &[SocketAddr]) -> Peer {
+        let most = self.settings().connections_per_peer;
+        let registry = self.inner.shared.registry.clone();
+        // Who does not offer this lane does not take it either: one setting closes it.
+        let tls = if self.inner.tls_port.is_some() { tls.to_vec() } else { Vec::new() };
+        let pool = tls::Pool::new(self.inner.keys.clone(), registry, site, tls, most);
+        Peer::new(self.clone(), site, addresses.to_vec(), pool)
     }
 
     /// Dials a paired peer, so that an unreachable one is known at once.
@@ -252,7 +306,9 @@ impl QuicLane {
         let connection = timeout(limit, dialling)
             .await
             .map_err(|_| unreachable(format!("no answer for {} s", limit.as_secs_f32())))??;
-        self.inner.shared.registry.dialled(site, &connection);
+        let weak = connection.weak_handle();
+        let find = move || weak.upgrade().map(|c| Arc::new(c) as Arc<dyn Closable>);
+        self.inner.shared.registry.dialled(site, Box::new(find));
         Ok(connection)
     }
 }

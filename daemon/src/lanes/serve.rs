@@ -56,15 +56,15 @@ type Wanted = VecDeque<(BlobHash, bao_tree::ChunkRanges)>;
 pub(super) async fn stream<R: RecvStream, W: SendStream>(
     host: Arc<dyn Host>,
     peer: SiteId,
-    mut reader: R,
-    mut writer: W,
+    reader: &mut R,
+    writer: &mut W,
     stall: Duration,
 ) -> Result<(), ServeError> {
     let result = async {
-        let wanted = timeout(REQUEST_TIMEOUT, read_request(&mut reader))
+        let wanted = timeout(REQUEST_TIMEOUT, read_request(reader))
             .await
             .map_err(|_| ServeError::Unread("it took too long".into()))??;
-        answer(host, peer, wanted, &mut writer, stall).await
+        answer(host, peer, wanted, writer, stall).await
     }
     .await;
     if let Err(e) = &result {

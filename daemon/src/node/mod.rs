@@ -67,6 +67,7 @@ impl SiteNode {
             port: config.p2p.port,
             loopback: config.p2p.loopback,
             addresses: config.p2p.addresses.clone(),
+            tls: config.p2p.tls,
             connections_per_peer: config.limits.max_connections_per_peer as usize,
             ..QuicConfig::new(home.key())
         })

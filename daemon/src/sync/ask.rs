@@ -106,7 +106,8 @@ pub async fn newest(
                 if let Some(source) = waiting.pop_front() {
                     // Third sites are asked together.
                     next = Instant::now() + if source.first { STAGGER } else { Duration::ZERO };
-                    let peer = site.lane.peer(source.site, &source.addresses);
+                    let tls = tls_addresses(&site.catalog.read()?, &source.site)?;
+                    let peer = site.lane.peer_with_tls(source.site, &source.addresses, &tls);
                     let asking = async move {
                         let walked = walk(site, space, &record.owner, &peer).await;
                         (source, walked.map(|head| (peer, head)))
@@ -204,6 +205,12 @@ pub fn granted(site: &Site, space: &SpaceId) -> Result<Vec<(SiteId, Vec<SocketAd
 fn addresses(reader: &Reader, site: &SiteId) -> Result<Vec<SocketAddr>, CatalogError> {
     let card = reader.card(site)?;
     Ok(card.iter().flat_map(|c| &c.quic).filter_map(|a| a.parse().ok()).collect())
+}
+
+/// Where its tls lane is reached.
+fn tls_addresses(reader: &Reader, site: &SiteId) -> Result<Vec<SocketAddr>, CatalogError> {
+    let card = reader.card(site)?;
+    Ok(card.iter().flat_map(|c| &c.tls).filter_map(|a| a.parse().ok()).collect())
 }
 
 /// A site to ask.

@@ -1,4 +1,4 @@
-//! The quic lane between real endpoints on loopback: admission, messages, blobs, lies, interoperation.
+//! The lanes between real endpoints on loopback: admission, messages, blobs, lies, interoperation.
 //!
 //! The host is a double in memory; the lane, the streams and the handshakes are the real ones.
 
@@ -7,3 +7,4 @@ mod blobs;
 mod double;
 mod hostile;
 mod interop;
+mod tls;

@@ -1,0 +1,276 @@
+//! One exchange after another on one TLS connection: the streams of the blob protocol, in frames.
+//!
+//! A frame is a `u32` in little-endian order and what it announces. Below 2^31 it is a number of bytes that follow,
+//! [`FRAME_BYTES_MAX`] at most; 0 is the end of this side's half of the exchange. With the highest bit set the sender
+//! gave up, and the other 31 bits say why, in the codes that the quic lane uses.
+//!
+//! Invariant: a connection is used again only after both halves of an exchange came to their end. Whatever else
+//! happens on it, it is closed.
+
+use std::io;
+
+use bytes::{Buf, Bytes, BytesMut};
+use iroh::endpoint::VarInt;
+use iroh_blobs::util::{RecvStream, SendStream};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+
+/// Most bytes of one frame.
+pub(super) const FRAME_BYTES_MAX: usize = 1024 * 1024;
+/// The bit that marks a frame in which the sender gives up.
+const GAVE_UP: u32 = 1 << 31;
+/// Bytes read from the connection at once: a good many records of TLS, which have 16 KiB each.
+const READ_BYTES: usize = 256 * 1024;
+
+/// The other side gave this exchange up.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("the peer gave up: code {0}")]
+pub(in crate::lanes) struct GaveUp(pub u32);
+
+/// The half of an exchange that is read. It ends at the frame that says so.
+#[derive(Debug)]
+pub(in crate::lanes) struct Receiver<R> {
+    from: R,
+    /// Read from the connection and not yet used.
+    held: BytesMut,
+    /// Bytes of the present frame that are still to come.
+    left: usize,
+    ended: bool,
+}
+
+impl<R: AsyncRead + Send + Unpin> Receiver<R> {
+    pub fn new(from: R) -> Self {
+        Self { from, held: BytesMut::new(), left: 0, ended: false }
+    }
+
+    /// Whether the other side's half came to its end.
+    pub fn has_ended(&self) -> bool {
+        self.ended
+    }
+
+    /// Makes ready for the next exchange.
+    pub fn again(&mut self) {
+        self.ended = false;
+    }
+
+    /// Waits until the other side begins to say something; `false` when it closed the connection instead.
+    pub async fn begins(&mut self) -> io::Result<bool> {
+        Ok(!self.held.is_empty() || self.fill().await? > 0)
+    }
+
+    async fn fill(&mut self) -> io::Result<usize> {
+        self.held.reserve(READ_BYTES);
+        self.from.read_buf(&mut self.held).await
+    }
+
+    /// Goes on to a frame with bytes; `false` at the end.
+    async fn frame(&mut self) -> io::Result<bool> {
+        while self.left == 0 && !self.ended {
+            while self.held.len() < 4 {
+                if self.fill().await? == 0 {
+                    return Err(io::ErrorKind::UnexpectedEof.into());
+                }
+            }
+            let said = self.held.get_u32_le();
+            match said as usize {
+                _ if said & GAVE_UP != 0 => return Err(io::Error::other(GaveUp(said & !GAVE_UP))),
+                0 => self.ended = true,
+                n if n > FRAME_BYTES_MAX => {
+                    return Err(io::Error::new(io::ErrorKind::InvalidData, format!("a frame of {n} bytes")));
+                }
+                n => self.left = n,
+            }
+        }
+        Ok(!self.ended)
+    }
+
+    /// Some bytes of the exchange, `most` at most; none at its end.
+    async fn some(&mut self, most: usize) -> io::Result<Bytes> {
+        if !self.frame().await? {
+            return Ok(Bytes::new());
+        }
+        if self.held.is_empty() && self.fill().await? == 0 {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+        let n = most.min(self.left).min(self.held.len());
+        self.left -= n;
+        Ok(self.held.split_to(n).freeze())
+    }
+
+    /// Fills `target` as far as the exchange reaches; gives how far.
+    async fn fill_target(&mut self, target: &mut [u8]) -> io::Result<usize> {
+        let mut at = 0;
+        while at < target.len() {
+            let bytes = self.some(target.len() - at).await?;
+            if bytes.is_empty() {
+                break;
+            }
+            target[at..at + bytes.len()].copy_from_slice(&bytes);
+            at += bytes.len();
+        }
+        Ok(at)
+    }
+}
+
+impl<R: AsyncRead + Send + Unpin> RecvStream for Receiver<R> {
+    async fn recv_bytes(&mut self, len: usize) -> io::Result<Bytes> {
+        let first = self.some(len).await?;
+        if first.len() == len || first.is_empty() {
+            return Ok(first);
+        }
+        let mut all = BytesMut::from(first);
+        while all.len() < len {
+            let more = self.some(len - all.len()).await?;
+            if more.is_empty() {
+                break;
+            }
+            all.extend_from_slice(&more);
+        }
+        Ok(all.freeze())
+    }
+
+    async fn recv_bytes_exact(&mut self, len: usize) -> io::Result<Bytes> {
+        let bytes = self.recv_bytes(len).await?;
+        if bytes.len() == len { Ok(bytes) } else { Err(io::ErrorKind::UnexpectedEof.into()) }
+    }
+
+    async fn recv_exact(&mut self, target: &mut [u8]) -> io::Result<()> {
+        let wanted = target.len();
+        if self.fill_target(target).await? == wanted { Ok(()) } else { Err(io::ErrorKind::UnexpectedEof.into()) }
+    }
+
+    fn stop(&mut self, _code: VarInt) -> io::Result<()> {
+        // Nobody listens while a half is written: closing the connection is what stops it.
+        Ok(())
+    }
+
+    fn id(&self) -> u64 {
+        0
+    }
+}
+
+/// The half of an exchange that is written.
+#[derive(Debug)]
+pub(in crate::lanes) struct Sender<W> {
+    to: W,
+    gives_up: Option<u32>,
+}
+
+impl<W: AsyncWrite + Send + Unpin> Sender<W> {
+    pub fn new(to: W) -> Self {
+        Self { to, gives_up: None }
+    }
+
+    /// Says that this half does not come to its end.
+    pub async fn give_up(&mut self, code: u32) -> io::Result<()> {
+        self.word(GAVE_UP | (code & !GAVE_UP)).await
+    }
+
+    /// The code of a reset that was asked for and not yet said.
+    pub fn wants_reset(&self) -> Option<u32> {
+        self.gives_up
+    }
+
+    async fn word(&mut self, word: u32) -> io::Result<()> {
+        self.to.write_all(&word.to_le_bytes()).await?;
+        self.to.flush().await
+    }
+
+    async fn write(&mut self, bytes: &[u8]) -> io::Result<()> {
+        for piece in bytes.chunks(FRAME_BYTES_MAX) {
+            self.to.write_all(&(piece.len() as u32).to_le_bytes()).await?;
+            self.to.write_all(piece).await?;
+        }
+        Ok(())
+    }
+
+    /// Ends the connection.
+    pub async fn shut(&mut self) {
+        // It may be gone already.
+        let _ = self.to.shutdown().await;
+    }
+}
+
+impl<W: AsyncWrite + Send + Unpin> SendStream for Sender<W> {
+    async fn send_bytes(&mut self, bytes: Bytes) -> io::Result<()> {
+        self.write(&bytes).await
+    }
+
+    async fn send(&mut self, buf: &[u8]) -> io::Result<()> {
+        self.write(buf).await
+    }
+
+    /// The protocol calls this once, after the last byte of its half: it ends the half.
+    async fn sync(&mut self) -> io::Result<()> {
+        self.word(0).await
+    }
+
+    fn reset(&mut self, code: VarInt) -> io::Result<()> {
+        // Said by whoever owns the connection, who can wait.
+        self.gives_up = Some(u32::try_from(u64::from(code)).unwrap_or(0));
+        Ok(())
+    }
+
+    async fn stopped(&mut self) -> io::Result<Option<VarInt>> {
+        std::future::pending().await
+    }
+
+    fn id(&self) -> u64 {
+        0
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn ends() -> (Sender<tokio::io::DuplexStream>, Receiver<tokio::io::DuplexStream>) {
+        let (near, far) = tokio::io::duplex(1 << 22);
+        (Sender::new(near), Receiver::new(far))
+    }
+
+    #[tokio::test]
+    async fn one_exchange_follows_another() {
+        let (mut send, mut recv) = ends();
+        let long: Bytes = (0..3 * FRAME_BYTES_MAX / 2).map(|i| (i % 251) as u8).collect();
+        for _ in 0..2 {
+            send.send(b"head").await.unwrap();
+            send.send_bytes(long.clone()).await.unwrap();
+            send.sync().await.unwrap();
+            assert!(recv.begins().await.unwrap());
+            assert_eq!(recv.recv_bytes_exact(4).await.unwrap(), b"head"[..]);
+            let mut first = [0; 1000];
+            recv.recv_exact(&mut first).await.unwrap();
+            assert_eq!(first, long[..1000]);
+            assert!(!recv.has_ended());
+            // More than there is: everything to the end.
+            assert_eq!(recv.recv_bytes(FRAME_BYTES_MAX * 2).await.unwrap(), long[1000..]);
+            assert!(recv.has_ended() && recv.recv_bytes(1).await.unwrap().is_empty());
+            assert!(recv.recv_bytes_exact(1).await.is_err(), "nothing is read past the end");
+            recv.again();
+        }
+        send.shut().await;
+        assert!(!recv.begins().await.unwrap());
+    }
+
+    #[tokio::test]
+    async fn giving_up_is_told_from_an_end_and_from_a_cut() {
+        let (mut send, mut recv) = ends();
+        send.send(b"some").await.unwrap();
+        send.give_up(7).await.unwrap();
+        let e = recv.recv_bytes(100).await.unwrap_err();
+        assert_eq!(e.get_ref().and_then(|e| e.downcast_ref()), Some(&GaveUp(7)));
+        let (mut send, mut recv) = ends();
+        send.send(b"some").await.unwrap();
+        send.shut().await;
+        assert_eq!(recv.recv_bytes(100).await.unwrap_err().kind(), io::ErrorKind::UnexpectedEof);
+        assert!(!recv.has_ended());
+    }
+
+    #[tokio::test]
+    async fn a_long_frame_is_refused_before_it_is_read() {
+        let (mut near, far) = tokio::io::duplex(64);
+        near.write_all(&((FRAME_BYTES_MAX + 1) as u32).to_le_bytes()).await.unwrap();
+        let e = Receiver::new(far).recv_bytes(1).await.unwrap_err();
+        assert_eq!(e.kind(), io::ErrorKind::InvalidData);
+    }
+}

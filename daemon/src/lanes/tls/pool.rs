@@ -1,0 +1,313 @@
+//! Connections to one peer on the tls lane, and what is known of the way there.
+//!
+//! Invariant: a connection is lent to one exchange at a time and comes back only when that came to its end. Nobody waits
+//! for this lane: while it cannot be had, quic carries the data.
+
+use std::io;
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::time::Instant;
+
+use bytes::Bytes;
+use futures_util::StreamExt;
+use futures_util::stream::FuturesUnordered;
+use iroh::endpoint::VarInt;
+use iroh_blobs::util::{RecvStream, SendStream};
+use rustls::pki_types::ServerName;
+use sluice_protocol::ids::SiteId;
+use tokio::io::{ReadHalf, WriteHalf};
+use tokio::net::TcpStream;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
+use tokio::time::timeout;
+use tokio_rustls::TlsConnector;
+use tokio_rustls::client::TlsStream;
+use tokio_util::sync::CancellationToken;
+
+use super::Keys;
+use super::frames::{Receiver, Sender};
+use crate::lanes::admission::{Closable, Registry};
+use crate::lanes::limits;
+
+type Stream = TlsStream<TcpStream>;
+
+/// One connection, at rest between two exchanges.
+struct Rested {
+    recv: Receiver<ReadHalf<Stream>>,
+    send: Sender<WriteHalf<Stream>>,
+    line: Arc<Line>,
+    since: Instant,
+}
+
+/// What closes a connection from outside: its exchange fails, or it is not lent again.
+struct Line(CancellationToken);
+
+impl Closable for Line {
+    fn close(&self, _code: u32, _reason: &str) {
+        self.0.cancel();
+    }
+
+    fn is_open(&self) -> bool {
+        !self.0.is_cancelled()
+    }
+}
+
+/// The way to one peer; clones are the same way.
+#[derive(Clone)]
+pub(in crate::lanes) struct Pool {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    site: SiteId,
+    addresses: Vec<SocketAddr>,
+    keys: Keys,
+    registry: Arc<Registry>,
+    places: Arc<Semaphore>,
+    state: Mutex<State>,
+}
+
+#[derive(Default)]
+struct State {
+    rested: Vec<Rested>,
+    /// It did not go; it is not tried again before a while has passed.
+    down: Option<(Instant, String)>,
+    /// It went at least once, so that it is worth waiting for.
+    proved: bool,
+}
+
+impl Pool {
+    /// A way to `site` at these addresses, with so many connections at most. Nothing is dialled yet.
+    pub fn new(
+        keys: Keys,
+        registry: Arc<Registry>,
+        site: SiteId,
+        addresses: Vec<SocketAddr>,
+        connections_max: usize,
+    ) -> Self {
+        let inner = Inner {
+            site,
+            addresses,
+            keys,
+            registry,
+            places: Arc::new(Semaphore::new(connections_max)),
+            state: Mutex::default(),
+        };
+        Self { inner: Arc::new(inner) }
+    }
+
+    /// Both halves of a new exchange; none while this lane is not to be had.
+    ///
+    /// The first time it waits [`limits::TLS_HEAD_START`] at most: the connection that comes later serves the next.
+    pub async fn exchange(&self) -> Option<(Reading, Writing)> {
+        if self.inner.addresses.is_empty() || self.is_down() {
+            return None;
+        }
+        let place = self.inner.places.clone().acquire_owned().await.ok()?;
+        if let Some(rested) = self.take_rested() {
+            return Some(self.lend(rested, place));
+        }
+        let proved = self.state().proved;
+        let (say, hear) = oneshot::channel();
+        let pool = self.clone();
+        tokio::spawn(async move {
+            match pool.dial().await {
+                Ok(fresh) => {
+                    pool.state().proved = true;
+                    // Whoever asked did not wait: it stays for the next.
+                    if let Err(fresh) = say.send(fresh) {
+                        pool.state().rested.push(fresh);
+                    }
+                }
+                Err(e) => pool.failed(&e.to_string()),
+            }
+        });
+        let patience = if proved { limits::CONNECT_TIMEOUT } else { limits::TLS_HEAD_START };
+        let fresh = timeout(patience, hear).await.ok()?.ok()?;
+        Some(self.lend(fresh, place))
+    }
+
+    /// The lane did not carry an exchange to its end: quic does for a while.
+    pub fn failed(&self, why: &str) {
+        let mut state = self.state();
+        if state.down.is_none() {
+            tracing::info!(site = %self.inner.site.short(), "the tls lane is left for quic: {why}");
+        }
+        state.down = Some((Instant::now(), why.to_owned()));
+        state.rested.clear();
+    }
+
+    fn is_down(&self) -> bool {
+        let mut state = self.state();
+        let over = state.down.as_ref().is_some_and(|(since, _)| since.elapsed() > limits::TLS_DOWN);
+        if over {
+            state.down = None;
+        }
+        state.down.is_some()
+    }
+
+    fn take_rested(&self) -> Option<Rested> {
+        let mut state = self.state();
+        // The other end closes what rests for long, and nobody would tell us before we write.
+        state.rested.retain(|r| r.line.is_open() && r.since.elapsed() < limits::TLS_IDLE_KEPT);
+        state.rested.pop()
+    }
+
+    fn lend(&self, rested: Rested, place: OwnedSemaphorePermit) -> (Reading, Writing) {
+        let Rested { recv, send, line, .. } = rested;
+        let written = Arc::new(Mutex::new(None));
+        let reading = Reading {
+            recv: Some(recv),
+            line: line.clone(),
+            written: written.clone(),
+            home: Arc::downgrade(&self.inner),
+            _place: place,
+        };
+        (reading, Writing { send: Some(send), line, written })
+    }
+
+    async fn dial(&self) -> io::Result<Rested> {
+        let tcp = timeout(limits::CONNECT_TIMEOUT, first_of(&self.inner.addresses));
+        let tcp = tcp.await.map_err(|_| io::Error::from(io::ErrorKind::TimedOut))??;
+        tcp.set_nodelay(true)?;
+        let config = self.inner.keys.dialling(self.inner.site).map_err(io::Error::other)?;
+        // Neither sent nor looked at: the key says who it is.
+        let name = ServerName::IpAddress(std::net::Ipv4Addr::UNSPECIFIED.into());
+        let handshake = TlsConnector::from(Arc::new(config)).connect(name, tcp);
+        let stream = timeout(limits::HANDSHAKE_TIMEOUT, handshake);
+        let stream = stream.await.map_err(|_| io::Error::from(io::ErrorKind::TimedOut))??;
+        let line = Arc::new(Line(CancellationToken::new()));
+        let weak = Arc::downgrade(&line);
+        let find = move || weak.upgrade().map(|line| line as Arc<dyn Closable>);
+        self.inner.registry.dialled(self.inner.site, Box::new(find));
+        let (recv, send) = tokio::io::split(stream);
+        Ok(Rested { recv: Receiver::new(recv), send: Sender::new(send), line, since: Instant::now() })
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        lock(&self.inner.state)
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    // What these hold is consistent after each statement, so a panic elsewhere does not spoil it.
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// The first address that answers, each tried a moment after the one before it.
+async fn first_of(addresses: &[SocketAddr]) -> io::Result<TcpStream> {
+    let mut tries: FuturesUnordered<_> = addresses
+        .iter()
+        .zip(0u32..)
+        .map(|(address, i)| async move {
+            tokio::time::sleep(limits::TLS_STAGGER * i).await;
+            TcpStream::connect(address).await
+        })
+        .collect();
+    let mut last = io::Error::from(io::ErrorKind::AddrNotAvailable);
+    while let Some(tried) = tries.next().await {
+        match tried {
+            Ok(tcp) => return Ok(tcp),
+            Err(e) => last = e,
+        }
+    }
+    Err(last)
+}
+
+/// The half of an exchange that is written by the one who asks.
+pub(in crate::lanes) struct Writing {
+    send: Option<Sender<WriteHalf<Stream>>>,
+    line: Arc<Line>,
+    written: Arc<Mutex<Option<Sender<WriteHalf<Stream>>>>>,
+}
+
+/// The half that is read. When it was read to its end, the connection goes home.
+pub(in crate::lanes) struct Reading {
+    recv: Option<Receiver<ReadHalf<Stream>>>,
+    line: Arc<Line>,
+    written: Arc<Mutex<Option<Sender<WriteHalf<Stream>>>>>,
+    home: Weak<Inner>,
+    _place: OwnedSemaphorePermit,
+}
+
+impl Drop for Writing {
+    fn drop(&mut self) {
+        *lock(&self.written) = self.send.take();
+    }
+}
+
+impl Drop for Reading {
+    fn drop(&mut self) {
+        let (Some(mut recv), Some(send)) = (self.recv.take(), lock(&self.written).take()) else { return };
+        if let Some(home) = self.home.upgrade()
+            && recv.has_ended()
+            && self.line.is_open()
+        {
+            recv.again();
+            let rested = Rested { recv, send, line: self.line.clone(), since: Instant::now() };
+            lock(&home.state).rested.push(rested);
+        }
+    }
+}
+
+/// Fails as soon as the line is taken away.
+async fn on_line<T>(line: &Line, work: impl Future<Output = io::Result<T>>) -> io::Result<T> {
+    tokio::select! {
+        biased;
+        done = work => done,
+        () = line.0.cancelled() => Err(io::ErrorKind::ConnectionAborted.into()),
+    }
+}
+
+fn gone() -> io::Error {
+    io::ErrorKind::NotConnected.into()
+}
+
+impl RecvStream for Reading {
+    async fn recv_bytes(&mut self, len: usize) -> io::Result<Bytes> {
+        on_line(&self.line, self.recv.as_mut().ok_or_else(gone)?.recv_bytes(len)).await
+    }
+
+    async fn recv_bytes_exact(&mut self, len: usize) -> io::Result<Bytes> {
+        on_line(&self.line, self.recv.as_mut().ok_or_else(gone)?.recv_bytes_exact(len)).await
+    }
+
+    async fn recv_exact(&mut self, target: &mut [u8]) -> io::Result<()> {
+        on_line(&self.line, self.recv.as_mut().ok_or_else(gone)?.recv_exact(target)).await
+    }
+
+    fn stop(&mut self, _code: VarInt) -> io::Result<()> {
+        self.recv = None;
+        Ok(())
+    }
+
+    fn id(&self) -> u64 {
+        0
+    }
+}
+
+impl SendStream for Writing {
+    async fn send_bytes(&mut self, bytes: Bytes) -> io::Result<()> {
+        on_line(&self.line, self.send.as_mut().ok_or_else(gone)?.send_bytes(bytes)).await
+    }
+
+    async fn send(&mut self, buf: &[u8]) -> io::Result<()> {
+        on_line(&self.line, self.send.as_mut().ok_or_else(gone)?.send(buf)).await
+    }
+
+    async fn sync(&mut self) -> io::Result<()> {
+        on_line(&self.line, self.send.as_mut().ok_or_else(gone)?.sync()).await
+    }
+
+    fn reset(&mut self, _code: VarInt) -> io::Result<()> {
+        self.send = None;
+        Ok(())
+    }
+
+    async fn stopped(&mut self) -> io::Result<Option<VarInt>> {
+        std::future::pending().await
+    }
+
+    fn id(&self) -> u64 {
+        0
+    }
+}
