@@ -127,6 +127,9 @@ fn port_checks(patient: &Patient<'_>) -> Vec<Check> {
         Daemon::Down => {
             let mut checks = vec![advise("daemon", Health::Warning, "it does not run", "start it with `sluice up`")];
             checks.push(udp_check(patient.config.p2p.port));
+            if patient.config.p2p.tls {
+                checks.push(tls_check(patient.config.p2p.port));
+            }
             if patient.config.api.enabled {
                 checks.push(tcp_check(patient.config.api.port));
             }
@@ -139,6 +142,11 @@ fn udp_check(port: u16) -> Check {
     let name = "port for peers";
     let setting = "p2p.port";
     bindable(name, "UDP", port, setting, UdpSocket::bind(SocketAddr::from((Ipv4Addr::UNSPECIFIED, port))).map(drop))
+}
+
+fn tls_check(port: u16) -> Check {
+    let bound = TcpListener::bind(SocketAddr::from((Ipv4Addr::UNSPECIFIED, port))).map(drop);
+    bindable("port for bulk data", "TCP", port, "p2p.port", bound)
 }
 
 fn tcp_check(port: u16) -> Check {
@@ -350,9 +358,16 @@ mod tests {
     fn a_sound_home_is_good() {
         let checks = examined(|_| {}, &free_ports());
         assert!(report(checks.clone()).ok, "{checks:?}");
-        for name in
-            ["home", "port for peers", "port of the API", "clock", "hard links", "disk of the home", "lake of acme"]
-        {
+        for name in [
+            "home",
+            "port for peers",
+            "port for bulk data",
+            "port of the API",
+            "clock",
+            "hard links",
+            "disk of the home",
+            "lake of acme",
+        ] {
             assert_eq!(found(&checks, name).health, Health::Good, "{name}");
         }
         assert_eq!(found(&checks, "daemon").health, Health::Warning);

@@ -1,7 +1,7 @@
 //! `sluice peer`: the sites that this one knows.
 
 use clap::Subcommand;
-use sluice_protocol::api::{Done, LeaseInfo, Operation, PeerInfo};
+use sluice_protocol::api::{BulkLane, Done, LeaseInfo, Operation, PeerInfo};
 
 use super::context::Context;
 use super::output::{clean, count, mib, now_ms, since};
@@ -50,6 +50,12 @@ impl Peer {
     }
 }
 
+/// Which lane carries bulk data, how fast it was, and why it is this one.
+fn bulk(lane: &BulkLane) -> String {
+    let rate = lane.bytes_per_s.map(|rate| format!(", {}/s last", mib(rate))).unwrap_or_default();
+    format!("{}{rate}: {}", clean(&lane.lane), clean(&lane.why))
+}
+
 fn text(peer: &PeerInfo, now_ms: u64) -> String {
     let list = |texts: &[String]| if texts.is_empty() { "-".into() } else { clean(&texts.join(", ")) };
     let lease = |l: &LeaseInfo| {
@@ -63,11 +69,12 @@ fn text(peer: &PeerInfo, now_ms: u64) -> String {
     };
     let leases: String = peer.leases.iter().map(lease).collect();
     format!(
-        "{}\nsite       {}\naddresses  {}\nlanes      {}\nnow        {}\nspaces     {}\nmoved      {}\n{leases}",
+        "{}\nsite       {}\naddresses  {}\nlanes      {}\nbulk       {}\nnow        {}\nspaces     {}\nmoved      {}\n{leases}",
         clean(&peer.name),
         peer.site,
         list(&peer.addresses),
         list(&peer.lanes),
+        peer.bulk.as_ref().map_or_else(|| "nothing came from there yet".into(), bulk),
         match (peer.connected, peer.last_seen_ms) {
             (true, _) => "connected".into(),
             (false, Some(time)) => format!("away, seen {}", since(time, now_ms)),

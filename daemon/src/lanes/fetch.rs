@@ -30,6 +30,7 @@ use super::line::{Carrier, Line, Said};
 use super::pace::{Lag, Pace};
 use super::peer::Peer;
 use super::quic::ended;
+use super::standing::Standing;
 use super::{LeafSink, TLS, limits, tls};
 
 /// Bytes of a BLAKE3 chunk, the unit of ranges on the wire.
@@ -194,7 +195,7 @@ impl Peer {
     }
 
     fn carried(&self, hash: BlobHash, carrier: Carrier) -> Get {
-        Get { peer: self.site(), hash, pace: self.pace(), carrier }
+        Get { peer: self.site(), hash, pace: self.pace(), carrier, standing: self.tls().standing().clone() }
     }
 }
 
@@ -204,6 +205,7 @@ struct Get {
     hash: BlobHash,
     pace: Pace,
     carrier: Carrier,
+    standing: Arc<Standing>,
 }
 
 impl Get {
@@ -219,10 +221,12 @@ impl Get {
         writer: &mut Writer,
         stats: &mut FetchStats,
     ) -> Result<(), FetchError> {
-        let before = stats.payload;
+        let (before, since) = (stats.payload, std::time::Instant::now());
         let got = self.all_of(size, ranges, writer, stats).await;
+        let moved = stats.payload - before;
+        self.standing.moved(self.lane(), moved, since);
         if self.lane() == TLS {
-            stats.over_tls += stats.payload - before;
+            stats.over_tls += moved;
         }
         if let (Err(e), Carrier::Tls(_, way)) = (&got, &self.carrier)
             && is_fault_of_lane(e)

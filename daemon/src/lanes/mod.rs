@@ -22,6 +22,7 @@ mod pace;
 mod peer;
 mod quic;
 mod serve;
+mod standing;
 mod tls;
 mod window;
 
@@ -36,6 +37,7 @@ pub use error::{FetchError, LaneError, MessageError};
 pub use fetch::FetchStats;
 pub use peer::Peer;
 pub use quic::{QuicConfig, QuicLane};
+pub use standing::LaneStanding;
 pub use tls::TLS;
 
 /// The name of this lane in errors and journals.

@@ -24,6 +24,7 @@ use tokio_util::task::TaskTracker;
 use super::admission::{CLOSE_BUSY, CLOSE_NOT_PAIRED, Closable, Door, Registry};
 use super::error::LaneError;
 use super::peer::Peer;
+use super::standing::{LaneStanding, Standings};
 use super::{Host, accept, limits, tls};
 
 /// How the lane is set up.
@@ -109,6 +110,7 @@ struct Inner {
     /// Bound, and not yet answering.
     tls: Mutex<Option<tls::Listening>>,
     keys: tls::Keys,
+    standings: Standings,
     /// Addresses that the configuration gave.
     given: Vec<SocketAddr>,
     shared: Arc<Shared>,
@@ -153,6 +155,7 @@ impl QuicLane {
             tls_port: tls.as_ref().map(|t| t.port),
             tls: Mutex::new(tls),
             keys: tls::keys(&config.key)?,
+            standings: Standings::default(),
             given: config.addresses,
             endpoint: RwLock::new(Some(endpoint)),
             shared: Arc::new(shared),
@@ -236,7 +239,8 @@ impl QuicLane {
         let registry = self.inner.shared.registry.clone();
         // Who does not offer this lane does not take it either: one setting closes it.
         let tls = if self.inner.tls_port.is_some() { tls.to_vec() } else { Vec::new() };
-        let pool = tls::Pool::new(self.inner.keys.clone(), registry, site, tls, most);
+        let standing = self.inner.standings.of(site);
+        let pool = tls::Pool::new(self.inner.keys.clone(), registry, standing, site, tls, most);
         Peer::new(self.clone(), site, addresses.to_vec(), pool)
     }
 
@@ -245,6 +249,11 @@ impl QuicLane {
         let peer = self.peer(site, addresses);
         peer.reach().await?;
         Ok(peer)
+    }
+
+    /// Which lane carries bulk data from a site, and why; none before the first transfer.
+    pub fn standing(&self, site: SiteId) -> Option<LaneStanding> {
+        self.inner.standings.known(site).map(|s| s.told())
     }
 
     /// Closes all connections of a site at once, in both directions; open streams end. Take its

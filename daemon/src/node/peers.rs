@@ -1,6 +1,6 @@
 //! Peers: who they are, and cutting one off.
 
-use sluice_protocol::api::{ApiError, Done, Failure, LeaseInfo, PeerInfo};
+use sluice_protocol::api::{ApiError, BulkLane, Done, Failure, LeaseInfo, PeerInfo};
 use sluice_protocol::ids::SiteId;
 use sluice_store::catalog::{CatalogError, Lookup, PeerRecord, Reader, Role, SiteLookup};
 
@@ -8,6 +8,7 @@ use super::SiteNode;
 use crate::clock::now_ms;
 use crate::errors::OrExplain;
 use crate::flow::keep_deed;
+use crate::lanes::{QUIC, TLS};
 use crate::{journal, pairing};
 
 impl SiteNode {
@@ -34,11 +35,20 @@ impl SiteNode {
             }
         }
         let card = reader.card(site).or_explain()?;
+        let by_tls = self.site.config.p2p.tls && card.as_ref().is_some_and(|c| !c.tls.is_empty());
+        let lanes = if by_tls { &[TLS, QUIC][..] } else { &[QUIC] };
         Ok(PeerInfo {
             site: *site,
             name: peer.name.clone(),
             addresses: card.map(|c| c.quic.clone()).unwrap_or_default(),
-            lanes: vec![crate::lanes::QUIC.to_string()],
+            lanes: lanes.iter().map(ToString::to_string).collect(),
+            bulk: self.site.lane.standing(*site).map(|s| BulkLane {
+                lane: s.bulk.to_string(),
+                why: s.why,
+                tls_bytes: s.tls_bytes,
+                quic_bytes: s.quic_bytes,
+                bytes_per_s: s.bytes_per_s,
+            }),
             connected: self.site.lane.connections(*site) > 0,
             last_seen_ms: peer.last_seen_ms,
             spaces: shared,

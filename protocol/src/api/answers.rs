@@ -337,6 +337,9 @@ pub struct PeerInfo {
     /// Spaces that the two sites share.
     pub spaces: Vec<String>,
     pub moved_bytes: u64,
+    /// How bulk data comes from there; none before the first transfer since the daemon started.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bulk: Option<BulkLane>,
     /// Versions that stay here because the peer fetches them or is held at them.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub leases: Vec<LeaseInfo>,
@@ -349,6 +352,19 @@ pub struct LeaseInfo {
     pub space: String,
     pub snapshot: SnapshotId,
     pub until_ms: TimeMs,
+}
+
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct BulkLane {
+    /// The lane that the next transfer takes: `tls` or `quic`.
+    pub lane: String,
+    /// Why this one, in one sentence.
+    pub why: String,
+    /// Bytes of files that came over each lane since the daemon started.
+    pub tls_bytes: u64,
+    pub quic_bytes: u64,
+    /// Bytes per second of the last run of transfers.
+    pub bytes_per_s: Option<u64>,
 }
 
 #[derive(Debug, Clone, Serialize, Deserialize)]

@@ -27,6 +27,7 @@ use super::Keys;
 use super::frames::{Receiver, Sender};
 use crate::lanes::admission::{Closable, Registry};
 use crate::lanes::limits;
+use crate::lanes::standing::Standing;
 
 type Stream = TlsStream<TcpStream>;
 
@@ -63,16 +64,8 @@ struct Inner {
     keys: Keys,
     registry: Arc<Registry>,
     places: Arc<Semaphore>,
-    state: Mutex<State>,
-}
-
-#[derive(Default)]
-struct State {
-    rested: Vec<Rested>,
-    /// It did not go; it is not tried again before a while has passed.
-    down: Option<(Instant, String)>,
-    /// It went at least once, so that it is worth waiting for.
-    proved: bool,
+    standing: Arc<Standing>,
+    rested: Mutex<Vec<Rested>>,
 }
 
 impl Pool {
@@ -80,6 +73,7 @@ impl Pool {
     pub fn new(
         keys: Keys,
         registry: Arc<Registry>,
+        standing: Arc<Standing>,
         site: SiteId,
         addresses: Vec<SocketAddr>,
         connections_max: usize,
@@ -90,7 +84,8 @@ impl Pool {
             keys,
             registry,
             places: Arc::new(Semaphore::new(connections_max)),
-            state: Mutex::default(),
+            standing,
+            rested: Mutex::default(),
         };
         Self { inner: Arc::new(inner) }
     }
@@ -99,23 +94,23 @@ impl Pool {
     ///
     /// The first time it waits [`limits::TLS_HEAD_START`] at most: the connection that comes later serves the next.
     pub async fn exchange(&self) -> Option<(Reading, Writing)> {
-        if self.inner.addresses.is_empty() || self.is_down() {
+        if !self.inner.standing.tries_tls(!self.inner.addresses.is_empty()) {
             return None;
         }
         let place = self.inner.places.clone().acquire_owned().await.ok()?;
         if let Some(rested) = self.take_rested() {
             return Some(self.lend(rested, place));
         }
-        let proved = self.state().proved;
+        let proved = self.inner.standing.is_proved();
         let (say, hear) = oneshot::channel();
         let pool = self.clone();
         tokio::spawn(async move {
             match pool.dial().await {
                 Ok(fresh) => {
-                    pool.state().proved = true;
+                    pool.inner.standing.proved();
                     // Whoever asked did not wait: it stays for the next.
                     if let Err(fresh) = say.send(fresh) {
-                        pool.state().rested.push(fresh);
+                        lock(&pool.inner.rested).push(fresh);
                     }
                 }
                 Err(e) => pool.failed(&e.to_string()),
@@ -126,30 +121,24 @@ impl Pool {
         Some(self.lend(fresh, place))
     }
 
-    /// The lane did not carry an exchange to its end: quic does for a while.
-    pub fn failed(&self, why: &str) {
-        let mut state = self.state();
-        if state.down.is_none() {
-            tracing::info!(site = %self.inner.site.short(), "the tls lane is left for quic: {why}");
-        }
-        state.down = Some((Instant::now(), why.to_owned()));
-        state.rested.clear();
+    /// The standing of the lanes to this site.
+    pub fn standing(&self) -> &Arc<Standing> {
+        &self.inner.standing
     }
 
-    fn is_down(&self) -> bool {
-        let mut state = self.state();
-        let over = state.down.as_ref().is_some_and(|(since, _)| since.elapsed() > limits::TLS_DOWN);
-        if over {
-            state.down = None;
+    /// The lane did not carry an exchange to its end: quic does for a while.
+    pub fn failed(&self, why: &str) {
+        if self.inner.standing.failed(why) {
+            tracing::info!(site = %self.inner.site.short(), "the tls lane is left for quic: {why}");
         }
-        state.down.is_some()
+        lock(&self.inner.rested).clear();
     }
 
     fn take_rested(&self) -> Option<Rested> {
-        let mut state = self.state();
+        let mut rested = lock(&self.inner.rested);
         // The other end closes what rests for long, and nobody would tell us before we write.
-        state.rested.retain(|r| r.line.is_open() && r.since.elapsed() < limits::TLS_IDLE_KEPT);
-        state.rested.pop()
+        rested.retain(|r| r.line.is_open() && r.since.elapsed() < limits::TLS_IDLE_KEPT);
+        rested.pop()
     }
 
     fn lend(&self, rested: Rested, place: OwnedSemaphorePermit) -> (Reading, Writing) {
@@ -181,10 +170,6 @@ impl Pool {
         self.inner.registry.dialled(self.inner.site, Box::new(find));
         let (recv, send) = tokio::io::split(stream);
         Ok(Rested { recv: Receiver::new(recv), send: Sender::new(send), line, since: Instant::now() })
-    }
-
-    fn state(&self) -> MutexGuard<'_, State> {
-        lock(&self.inner.state)
     }
 }
 
@@ -244,7 +229,7 @@ impl Drop for Reading {
         {
             recv.again();
             let rested = Rested { recv, send, line: self.line.clone(), since: Instant::now() };
-            lock(&home.state).rested.push(rested);
+            lock(&home.rested).push(rested);
         }
     }
 }
