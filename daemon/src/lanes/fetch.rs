@@ -24,9 +24,9 @@ use sluice_protocol::limits::GROUP_BYTES;
 use tokio::task::{JoinHandle, spawn_blocking};
 use tokio::time::timeout;
 
+use super::carrier::{Carrier, Line, Said};
 use super::encode::GROUPS;
 use super::error::{FetchError, LaneError};
-use super::line::{Carrier, Line, Said};
 use super::pace::{Lag, Pace};
 use super::peer::Peer;
 use super::quic::ended;

@@ -11,12 +11,12 @@
 
 mod accept;
 mod admission;
+mod carrier;
 mod encode;
 pub mod error;
 mod fetch;
 mod flight;
 pub mod limits;
-mod line;
 pub mod message;
 mod pace;
 mod peer;
