@@ -188,7 +188,7 @@ impl Peer {
 
     /// A request that may be large: over tls when that is to be had.
     async fn bulk_request(&self, hash: BlobHash) -> Result<Get, FetchError> {
-        match self.tls().exchange().await {
+        match self.tls().exchange(self.window()).await {
             Some(both) => Ok(self.carried(hash, Carrier::Tls(Some(both), self.tls().clone()))),
             None => self.request(hash).await,
         }

@@ -66,8 +66,8 @@ impl Pooled {
         Arc::strong_count(&self.users) - 1
     }
 
-    fn lease(&self, piece: usize) -> Lease {
-        Lease { connection: self.connection.clone(), piece, _user: self.users.clone() }
+    fn lease(&self) -> Lease {
+        Lease { connection: self.connection.clone(), _user: self.users.clone() }
     }
 }
 
@@ -75,8 +75,6 @@ impl Pooled {
 #[derive(Clone)]
 pub(super) struct Lease {
     pub connection: Connection,
-    /// Verified bytes to collect before they are written.
-    pub piece: usize,
     _user: Arc<()>,
 }
 
@@ -130,6 +128,12 @@ impl Peer {
     pub(super) fn pace(&self) -> Pace {
         let stall = self.settings().fetch_stall;
         if self.is_hurried() { Pace::hurried(stall) } else { Pace::patient(stall) }
+    }
+
+    /// What the peer may send ahead of our reading on one connection, in bytes.
+    pub(super) fn window(&self) -> u64 {
+        let flying = self.flying();
+        flying.flight.window_of_each(flying.connections)
     }
 
     /// Verified bytes that one request collects before they are written.
@@ -228,7 +232,7 @@ impl Peer {
                 let pooled = Pooled { connection, users: Arc::new(()) };
                 let flying = self.flying();
                 flying.widen(&pooled.connection);
-                let lease = pooled.lease(flying.flight.piece);
+                let lease = pooled.lease();
                 self.pool(|pool| pool.push(pooled));
                 Ok(lease)
             }
@@ -238,17 +242,16 @@ impl Peer {
 
     /// A connection without requests, or the least used one of a full pool.
     fn idle(&self) -> Option<Lease> {
-        let (most, piece) = (self.settings().connections_per_peer, self.flying().flight.piece);
+        let most = self.settings().connections_per_peer;
         self.pool(|pool| {
             let full = pool.len() >= most;
             let least = pool.iter().min_by_key(|p| p.in_flight())?;
-            (full || least.in_flight() == 0).then(|| least.lease(piece))
+            (full || least.in_flight() == 0).then(|| least.lease())
         })
     }
 
     fn least_used(&self) -> Option<Lease> {
-        let piece = self.flying().flight.piece;
-        self.pool(|pool| pool.iter().min_by_key(|p| p.in_flight()).map(|p| p.lease(piece)))
+        self.pool(|pool| pool.iter().min_by_key(|p| p.in_flight()).map(Pooled::lease))
     }
 
     fn pool<T>(&self, work: impl FnOnce(&mut Vec<Pooled>) -> T) -> T {

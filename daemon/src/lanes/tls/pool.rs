@@ -16,7 +16,7 @@ use iroh_blobs::util::{RecvStream, SendStream};
 use rustls::pki_types::ServerName;
 use sluice_protocol::ids::SiteId;
 use tokio::io::{ReadHalf, WriteHalf};
-use tokio::net::TcpStream;
+use tokio::net::{TcpSocket, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 use tokio::time::timeout;
 use tokio_rustls::TlsConnector;
@@ -92,8 +92,9 @@ impl Pool {
 
     /// Both halves of a new exchange; none while this lane is not to be had.
     ///
-    /// The first time it waits [`limits::TLS_HEAD_START`] at most: the connection that comes later serves the next.
-    pub async fn exchange(&self) -> Option<(Reading, Writing)> {
+    /// The first time it waits [`limits::TLS_HEAD_START`] at most: the connection that comes later serves the next. A
+    /// connection that is dialled for it takes about `window` bytes ahead of our reading, where the system lets us say so.
+    pub async fn exchange(&self, window: u64) -> Option<(Reading, Writing)> {
         if !self.inner.standing.tries_tls(!self.inner.addresses.is_empty()) {
             return None;
         }
@@ -105,7 +106,7 @@ impl Pool {
         let (say, hear) = oneshot::channel();
         let pool = self.clone();
         tokio::spawn(async move {
-            match pool.dial().await {
+            match pool.dial(window).await {
                 Ok(fresh) => {
                     pool.inner.standing.proved();
                     // Whoever asked did not wait: it stays for the next.
@@ -154,8 +155,8 @@ impl Pool {
         (reading, Writing { send: Some(send), line, written })
     }
 
-    async fn dial(&self) -> io::Result<Rested> {
-        let tcp = timeout(limits::CONNECT_TIMEOUT, first_of(&self.inner.addresses));
+    async fn dial(&self, window: u64) -> io::Result<Rested> {
+        let tcp = timeout(limits::CONNECT_TIMEOUT, first_of(&self.inner.addresses, window));
         let tcp = tcp.await.map_err(|_| io::Error::from(io::ErrorKind::TimedOut))??;
         tcp.set_nodelay(true)?;
         let config = self.inner.keys.dialling(self.inner.site).map_err(io::Error::other)?;
@@ -179,13 +180,13 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 /// The first address that answers, each tried a moment after the one before it.
-async fn first_of(addresses: &[SocketAddr]) -> io::Result<TcpStream> {
+async fn first_of(addresses: &[SocketAddr], window: u64) -> io::Result<TcpStream> {
     let mut tries: FuturesUnordered<_> = addresses
         .iter()
         .zip(0u32..)
         .map(|(address, i)| async move {
             tokio::time::sleep(limits::TLS_STAGGER * i).await;
-            TcpStream::connect(address).await
+            connect(*address, window).await
         })
         .collect();
     let mut last = io::Error::from(io::ErrorKind::AddrNotAvailable);
@@ -196,6 +197,22 @@ async fn first_of(addresses: &[SocketAddr]) -> io::Result<TcpStream> {
         }
     }
     Err(last)
+}
+
+async fn connect(address: SocketAddr, window: u64) -> io::Result<TcpStream> {
+    let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
+    // Said before the handshake, which settles the scale of windows. A buffer that is not set grows by itself, up to many times
+    // what the line holds; one that is set may be cut down by the system to far less than it holds.
+    let window = u32::try_from(window).unwrap_or(u32::MAX);
+    if receive_buffer_max().is_some_and(|max| window <= max) {
+        socket.set_recv_buffer_size(window)?;
+    }
+    socket.connect(address).await
+}
+
+/// Most bytes that a program may ask for as the receive buffer of a socket.
+fn receive_buffer_max() -> Option<u32> {
+    std::fs::read_to_string("/proc/sys/net/core/rmem_max").ok()?.trim().parse().ok()
 }
 
 /// The half of an exchange that is written by the one who asks.
