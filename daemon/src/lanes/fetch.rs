@@ -127,7 +127,10 @@ impl Peer {
             let rest = rest_of(ranges, writer.reached());
             got = match rest.as_slice() {
                 [] => Ok(()),
-                rest => self.request(hash).await?.ranges(size, rest, &mut writer, stats).await,
+                rest => match self.request(hash).await {
+                    Ok(get) => get.ranges(size, rest, &mut writer, stats).await,
+                    Err(e) => Err(e),
+                },
             };
         }
         // What arrived before a failure is good, and need not be fetched again.
@@ -222,6 +225,7 @@ impl Get {
         stats: &mut FetchStats,
     ) -> Result<(), FetchError> {
         let (before, since) = (stats.payload, std::time::Instant::now());
+        let had_rested = matches!(&self.carrier, Carrier::Tls(Some((reading, _)), _) if reading.had_rested);
         let got = self.all_of(size, ranges, writer, stats).await;
         let moved = stats.payload - before;
         self.standing.moved(self.lane(), moved, since);
@@ -231,7 +235,10 @@ impl Get {
         if let (Err(e), Carrier::Tls(_, way)) = (&got, &self.carrier)
             && is_fault_of_lane(e)
         {
-            way.failed(&e.to_string());
+            match had_rested && moved == 0 {
+                true => way.forget_rested(),
+                false => way.failed(&e.to_string()),
+            }
         }
         got
     }
@@ -392,6 +399,7 @@ impl Get {
             DecodeError::ParentHashMismatch { .. } | DecodeError::LeafHashMismatch { .. } => {
                 FetchError::Corrupt { peer: self.peer, lane: self.lane(), hash: self.hash, what: e.to_string() }
             }
+            _ if self.lane() == TLS => self.broken("the peer sent less than was asked for"),
             _ => self.broken_or_ended("the peer sent less than was asked for"),
         }
     }
@@ -533,6 +541,7 @@ fn is_fault_of_lane(e: &FetchError) -> bool {
         e,
         FetchError::Lane(LaneError::Lost { .. } | LaneError::Unreachable { .. } | LaneError::Silent { .. })
             | FetchError::Stalled { lane: TLS, .. }
+            | FetchError::Slow { lane: TLS, .. }
     )
 }
 

@@ -21,8 +21,8 @@ pub const DOOR_MESSAGES_MAX: usize = 4;
 /// How long a connection may stand at the pairing door.
 pub const DOOR_LIFE: Duration = Duration::from_secs(60);
 
-/// Incoming connections of one paired site.
-pub const CONNECTIONS_PER_SITE_MAX: usize = 16;
+/// Incoming connections of one paired site, of all lanes.
+pub const CONNECTIONS_PER_SITE_MAX: usize = 32;
 /// Streams that a peer may have open on one connection.
 pub const STREAMS_PER_CONNECTION_MAX: u32 = 64;
 /// Bytes that a peer may send us on one incoming connection before we read them: requests and
@@ -91,8 +91,6 @@ pub const FETCH_BLOBS_MAX: usize = 512;
 /// Largest blob that is fetched together with others into memory, in bytes.
 pub const FETCH_TOGETHER_BYTES_MAX: u64 = 4 * 1024 * 1024;
 
-/// TLS handshakes at once that were not proved yet.
-pub const TCP_HANDSHAKES_MAX: usize = 64;
 /// Pause after a TCP connection could not be accepted.
 pub const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 /// Bytes that are encrypted ahead of what the network takes.

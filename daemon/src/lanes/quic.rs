@@ -87,7 +87,6 @@ pub(super) struct Shared {
     pub handshakes: Arc<Semaphore>,
     pub serves: Arc<Semaphore>,
     pub tcp_door: Arc<Door>,
-    pub tcp_handshakes: Arc<Semaphore>,
     pub stop: CancellationToken,
     pub tasks: TaskTracker,
     pub settings: Settings,
@@ -126,7 +125,10 @@ impl QuicLane {
         first_address(&endpoint).await;
         let port = port_of(&endpoint.bound_sockets());
         let tls = match config.tls {
-            true => Some(tls::Listening::bind(config.port)?),
+            // Everything goes over quic as well, so a site is not kept down for this.
+            true => {
+                tls::Listening::bind(config.port).inspect_err(|e| tracing::warn!("the tls lane is closed: {e}")).ok()
+            }
             false => None,
         };
         let stop = CancellationToken::new();
@@ -144,7 +146,6 @@ impl QuicLane {
             handshakes: Arc::new(Semaphore::new(limits::HANDSHAKES_MAX)),
             serves: Arc::new(Semaphore::new(limits::SERVES_MAX)),
             tcp_door: Arc::default(),
-            tcp_handshakes: Arc::new(Semaphore::new(limits::TCP_HANDSHAKES_MAX)),
             stop: stop.clone(),
             tasks: TaskTracker::new(),
             settings,
@@ -221,8 +222,7 @@ impl QuicLane {
         let Some(port) = self.inner.tls_port else { return Vec::new() };
         let ours = self.local_addresses().into_iter().map(|a| match self.inner.given.contains(&a) {
             // What somebody forwards is forwarded for both.
-            true if self.inner.port == port => a,
-            true => SocketAddr::new(a.ip(), a.port()),
+            true => a,
             false => SocketAddr::new(a.ip(), port),
         });
         ours.collect()
@@ -236,11 +236,10 @@ impl QuicLane {
     /// A handle to a peer whose tls lane is at these addresses, too; bulk data takes it where it can.
     pub fn peer_with_tls(&self, site: SiteId, addresses: &[SocketAddr], tls: &[SocketAddr]) -> Peer {
         let most = self.settings().connections_per_peer;
-        let registry = self.inner.shared.registry.clone();
         // Who does not offer this lane does not take it either: one setting closes it.
         let tls = if self.inner.tls_port.is_some() { tls.to_vec() } else { Vec::new() };
         let standing = self.inner.standings.of(site);
-        let pool = tls::Pool::new(self.inner.keys.clone(), registry, standing, site, tls, most);
+        let pool = tls::Pool::new(self.inner.keys.clone(), self.inner.shared.clone(), standing, site, tls, most);
         Peer::new(self.clone(), site, addresses.to_vec(), pool)
     }
 
@@ -272,6 +271,8 @@ impl QuicLane {
         let shared = &self.inner.shared;
         shared.stop.cancel();
         let endpoint = self.inner.endpoint.write().unwrap_or_else(PoisonError::into_inner).take();
+        // Those that were bound and never answered.
+        self.inner.tls.lock().unwrap_or_else(PoisonError::into_inner).take();
         let Some(endpoint) = endpoint else { return };
         endpoint.close().await;
         shared.tasks.close();

@@ -151,7 +151,8 @@ async fn answer<W: SendStream>(
         let (job, piece) = next.await.map_err(|e| ServeError::Cancelled(e.to_string()))?;
         let piece = piece?;
         if piece.is_empty() {
-            return writer.sync().await.map_err(ServeError::Gone);
+            let ended = timeout(stall, writer.sync()).await;
+            return ended.map_err(|_| ServeError::Stalled(stall.as_secs()))?.map_err(ServeError::Gone);
         }
         next = spawn_fill(job);
         let bytes = piece.len() as u64;

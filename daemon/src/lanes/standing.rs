@@ -92,6 +92,8 @@ impl Standing {
         let mut state = lock(&self.0);
         let news = state.down.is_none();
         state.down = Some((Instant::now(), why.to_owned()));
+        // The next try has to show itself first, like the very first.
+        state.proved = false;
         news
     }
 

@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use rustls::ServerConfig;
 use sluice_protocol::ids::SiteId;
+use sluice_protocol::messages::ALPN_TLS_BLOBS;
 use tokio::io::{ReadHalf, WriteHalf};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::time::timeout;
@@ -20,7 +21,7 @@ use tracing::debug;
 use super::frames::{Receiver, Sender};
 use super::{NOT_PAIRED, keys};
 use crate::lanes::accept::report;
-use crate::lanes::admission::{Closable, Place};
+use crate::lanes::admission::{Closable, DoorPlace, Place};
 use crate::lanes::quic::Shared;
 use crate::lanes::{Host, limits, serve};
 
@@ -64,13 +65,11 @@ pub(in crate::lanes) async fn run(
                 continue;
             }
         };
-        let Ok(slot) = shared.tcp_handshakes.clone().try_acquire_owned() else { continue };
         let Some(standing) = shared.tcp_door.enter(from.ip()) else { continue };
         let (shared, host, acceptor) = (shared.clone(), host.clone(), acceptor.clone());
         shared.clone().tasks.spawn(async move {
             let Some((stream, site)) = greet(acceptor, tcp, from.ip()).await else { return };
-            drop((slot, standing));
-            visit(&shared, host, stream, site).await;
+            visit(&shared, host, stream, site, standing).await;
         });
     }
 }
@@ -92,23 +91,38 @@ async fn greet(acceptor: TlsAcceptor, tcp: TcpStream, from: IpAddr) -> Option<(S
             return None;
         }
     };
-    let site = stream.get_ref().1.peer_certificates().and_then(|shown| keys::site_of(shown.first()?))?;
+    let connection = stream.get_ref().1;
+    // One that names no protocol is none of ours either.
+    connection.alpn_protocol().filter(|alpn| *alpn == ALPN_TLS_BLOBS)?;
+    let site = connection.peer_certificates().and_then(|shown| keys::site_of(shown.first()?))?;
     Some((stream, site))
 }
 
-async fn visit(shared: &Arc<Shared>, host: Arc<dyn Host>, stream: Stream, site: SiteId) {
+/// `standing` is the place of a stranger, which a site has until it is known to be paired.
+async fn visit(shared: &Arc<Shared>, host: Arc<dyn Host>, stream: Stream, site: SiteId, standing: DoorPlace) {
+    // Entered first and asked then, so that taking access back cannot miss it.
     let line = CancellationToken::new();
     let place = shared.registry.enter(site, Arc::new(Line(line.clone())));
     let (recv, send) = tokio::io::split(stream);
     let mut talk = Talk { recv: Receiver::new(recv), send: Sender::new(send), site, host };
+    let all = async {
+        if talk.host.is_paired(site) {
+            drop(standing);
+            talk.exchanges(shared, &place).await;
+        } else {
+            talk.refuse().await;
+            drop(standing);
+        }
+        // It ended by itself; the peer may have left already.
+        let _ = timeout(GOODBYE, talk.send.shut()).await;
+    };
+    // Taken away, not a byte more is written: the peer reads a cut, and is told why when it asks again.
     tokio::select! {
         () = shared.stop.cancelled() => {}
         () = line.cancelled() => {}
-        () = talk.exchanges(shared, &place) => {}
+        () = all => {}
     }
     line.cancel();
-    // Closed by us while an answer was on its way: the peer reads a cut, and asks again.
-    let _ = timeout(GOODBYE, talk.send.shut()).await;
 }
 
 struct Talk {
@@ -119,6 +133,12 @@ struct Talk {
 }
 
 impl Talk {
+    /// Tells a site that is not paired so, once it asked.
+    async fn refuse(&mut self) {
+        let _ = timeout(GOODBYE, self.recv.begins()).await;
+        let _ = timeout(GOODBYE, self.send.give_up(NOT_PAIRED)).await;
+    }
+
     /// One exchange after another, until one fails or the peer leaves.
     async fn exchanges(&mut self, shared: &Shared, place: &Place) {
         loop {

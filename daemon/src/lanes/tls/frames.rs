@@ -54,21 +54,31 @@ impl<R: AsyncRead + Send + Unpin> Receiver<R> {
 
     /// Waits until the other side begins to say something; `false` when it closed the connection instead.
     pub async fn begins(&mut self) -> io::Result<bool> {
-        Ok(!self.held.is_empty() || self.fill().await? > 0)
+        Ok(!self.held.is_empty() || self.fill().await?)
     }
 
-    async fn fill(&mut self) -> io::Result<usize> {
+    /// Reads more; `false` at the end of the connection, however it came.
+    async fn fill(&mut self) -> io::Result<bool> {
         self.held.reserve(READ_BYTES);
-        self.from.read_buf(&mut self.held).await
+        match self.from.read_buf(&mut self.held).await {
+            Ok(n) => Ok(n > 0),
+            // TLS without its goodbye.
+            Err(e) if e.kind() == io::ErrorKind::UnexpectedEof => Ok(false),
+            Err(e) => Err(e),
+        }
+    }
+
+    /// Reads more of an exchange that has not ended. A connection that ends in it is lost: the kind `UnexpectedEof` would
+    /// say that the other side has no more to say, which to the blob protocol means that it does not have the blob.
+    async fn more(&mut self) -> io::Result<()> {
+        if self.fill().await? { Ok(()) } else { Err(io::ErrorKind::ConnectionReset.into()) }
     }
 
     /// Goes on to a frame with bytes; `false` at the end.
     async fn frame(&mut self) -> io::Result<bool> {
         while self.left == 0 && !self.ended {
             while self.held.len() < 4 {
-                if self.fill().await? == 0 {
-                    return Err(io::ErrorKind::UnexpectedEof.into());
-                }
+                self.more().await?;
             }
             let said = self.held.get_u32_le();
             match said as usize {
@@ -88,8 +98,8 @@ impl<R: AsyncRead + Send + Unpin> Receiver<R> {
         if !self.frame().await? {
             return Ok(Bytes::new());
         }
-        if self.held.is_empty() && self.fill().await? == 0 {
-            return Err(io::ErrorKind::UnexpectedEof.into());
+        if self.held.is_empty() {
+            self.more().await?;
         }
         let n = most.min(self.left).min(self.held.len());
         self.left -= n;
@@ -152,16 +162,21 @@ impl<R: AsyncRead + Send + Unpin> RecvStream for Receiver<R> {
 #[derive(Debug)]
 pub(in crate::lanes) struct Sender<W> {
     to: W,
+    /// A frame was begun and not finished: nothing else can be said on this connection any more.
+    within: bool,
     gives_up: Option<u32>,
 }
 
 impl<W: AsyncWrite + Send + Unpin> Sender<W> {
     pub fn new(to: W) -> Self {
-        Self { to, gives_up: None }
+        Self { to, within: false, gives_up: None }
     }
 
-    /// Says that this half does not come to its end.
+    /// Says that this half does not come to its end, where that can still be said.
     pub async fn give_up(&mut self, code: u32) -> io::Result<()> {
+        if self.within {
+            return Ok(());
+        }
         self.word(GAVE_UP | (code & !GAVE_UP)).await
     }
 
@@ -177,8 +192,10 @@ impl<W: AsyncWrite + Send + Unpin> Sender<W> {
 
     async fn write(&mut self, bytes: &[u8]) -> io::Result<()> {
         for piece in bytes.chunks(FRAME_BYTES_MAX) {
+            self.within = true;
             self.to.write_all(&(piece.len() as u32).to_le_bytes()).await?;
             self.to.write_all(piece).await?;
+            self.within = false;
         }
         Ok(())
     }
@@ -262,8 +279,13 @@ mod tests {
         let (mut send, mut recv) = ends();
         send.send(b"some").await.unwrap();
         send.shut().await;
-        assert_eq!(recv.recv_bytes(100).await.unwrap_err().kind(), io::ErrorKind::UnexpectedEof);
+        let e = recv.recv_bytes_exact(100).await.unwrap_err();
+        assert_eq!(e.kind(), io::ErrorKind::ConnectionReset, "a cut is no end of the half");
         assert!(!recv.has_ended());
+        let (mut send, mut recv) = ends();
+        send.send(b"some").await.unwrap();
+        send.sync().await.unwrap();
+        assert_eq!(recv.recv_bytes_exact(100).await.unwrap_err().kind(), io::ErrorKind::UnexpectedEof);
     }
 
     #[tokio::test]

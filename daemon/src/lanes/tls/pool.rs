@@ -6,15 +6,17 @@
 use std::io;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
 use iroh::endpoint::VarInt;
 use iroh_blobs::util::{RecvStream, SendStream};
+use rustls::ClientConfig;
 use rustls::pki_types::ServerName;
 use sluice_protocol::ids::SiteId;
+use sluice_protocol::messages::ALPN_TLS_BLOBS;
 use tokio::io::{ReadHalf, WriteHalf};
 use tokio::net::{TcpSocket, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
@@ -25,11 +27,15 @@ use tokio_util::sync::CancellationToken;
 
 use super::Keys;
 use super::frames::{Receiver, Sender};
-use crate::lanes::admission::{Closable, Registry};
+use crate::lanes::admission::Closable;
 use crate::lanes::limits;
+use crate::lanes::quic::Shared;
 use crate::lanes::standing::Standing;
 
 type Stream = TlsStream<TcpStream>;
+
+/// How long a request waits for one of the connections to be free: about what a segment takes on a slow line.
+const PLACE_WITHIN: Duration = Duration::from_secs(60);
 
 /// One connection, at rest between two exchanges.
 struct Rested {
@@ -62,7 +68,7 @@ struct Inner {
     site: SiteId,
     addresses: Vec<SocketAddr>,
     keys: Keys,
-    registry: Arc<Registry>,
+    shared: Arc<Shared>,
     places: Arc<Semaphore>,
     standing: Arc<Standing>,
     rested: Mutex<Vec<Rested>>,
@@ -72,7 +78,7 @@ impl Pool {
     /// A way to `site` at these addresses, with so many connections at most. Nothing is dialled yet.
     pub fn new(
         keys: Keys,
-        registry: Arc<Registry>,
+        shared: Arc<Shared>,
         standing: Arc<Standing>,
         site: SiteId,
         addresses: Vec<SocketAddr>,
@@ -82,7 +88,7 @@ impl Pool {
             site,
             addresses,
             keys,
-            registry,
+            shared,
             places: Arc::new(Semaphore::new(connections_max)),
             standing,
             rested: Mutex::default(),
@@ -98,28 +104,44 @@ impl Pool {
         if !self.inner.standing.tries_tls(!self.inner.addresses.is_empty()) {
             return None;
         }
-        let place = self.inner.places.clone().acquire_owned().await.ok()?;
-        if let Some(rested) = self.take_rested() {
-            return Some(self.lend(rested, place));
+        // Once it went, its places are worth waiting for; until then only a moment, whoever is dialling.
+        let patience = if self.inner.standing.is_proved() { PLACE_WITHIN } else { limits::TLS_HEAD_START };
+        let place = timeout(patience, self.inner.places.clone().acquire_owned()).await.ok()?.ok()?;
+        // It may have failed meanwhile.
+        if !self.inner.standing.tries_tls(true) || self.inner.shared.stop.is_cancelled() {
+            return None;
         }
-        let proved = self.inner.standing.is_proved();
+        if let Some(rested) = self.take_rested() {
+            return Some(self.lend(rested, place, true));
+        }
+        let patience = if self.inner.standing.is_proved() { limits::CONNECT_TIMEOUT } else { limits::TLS_HEAD_START };
         let (say, hear) = oneshot::channel();
         let pool = self.clone();
-        tokio::spawn(async move {
-            match pool.dial(window).await {
+        self.inner.shared.tasks.spawn(async move {
+            let stop = pool.inner.shared.stop.clone();
+            let dialled = tokio::select! {
+                () = stop.cancelled() => return,
+                dialled = pool.dial(window) => dialled,
+            };
+            match dialled {
                 Ok(fresh) => {
                     pool.inner.standing.proved();
-                    // Whoever asked did not wait: it stays for the next.
-                    if let Err(fresh) = say.send(fresh) {
+                    // Whoever asked did not wait: it stays for the next. The place was held so long, so no more are
+                    // dialled or at rest than there are places.
+                    if let Err((fresh, _place)) = say.send((fresh, place)) {
                         lock(&pool.inner.rested).push(fresh);
                     }
                 }
                 Err(e) => pool.failed(&e.to_string()),
             }
         });
-        let patience = if proved { limits::CONNECT_TIMEOUT } else { limits::TLS_HEAD_START };
-        let fresh = timeout(patience, hear).await.ok()?.ok()?;
-        Some(self.lend(fresh, place))
+        let (fresh, place) = timeout(patience, hear).await.ok()?.ok()?;
+        Some(self.lend(fresh, place, false))
+    }
+
+    /// A connection that had rested did not carry anything: the others are of that age, and go too.
+    pub fn forget_rested(&self) {
+        lock(&self.inner.rested).clear();
     }
 
     /// The standing of the lanes to this site.
@@ -142,7 +164,7 @@ impl Pool {
         rested.pop()
     }
 
-    fn lend(&self, rested: Rested, place: OwnedSemaphorePermit) -> (Reading, Writing) {
+    fn lend(&self, rested: Rested, place: OwnedSemaphorePermit, had_rested: bool) -> (Reading, Writing) {
         let Rested { recv, send, line, .. } = rested;
         let written = Arc::new(Mutex::new(None));
         let reading = Reading {
@@ -150,25 +172,20 @@ impl Pool {
             line: line.clone(),
             written: written.clone(),
             home: Arc::downgrade(&self.inner),
+            had_rested,
             _place: place,
         };
         (reading, Writing { send: Some(send), line, written })
     }
 
     async fn dial(&self, window: u64) -> io::Result<Rested> {
-        let tcp = timeout(limits::CONNECT_TIMEOUT, first_of(&self.inner.addresses, window));
-        let tcp = tcp.await.map_err(|_| io::Error::from(io::ErrorKind::TimedOut))??;
-        tcp.set_nodelay(true)?;
-        let config = self.inner.keys.dialling(self.inner.site).map_err(io::Error::other)?;
-        // Neither sent nor looked at: the key says who it is.
-        let name = ServerName::IpAddress(std::net::Ipv4Addr::UNSPECIFIED.into());
-        let handshake = TlsConnector::from(Arc::new(config)).connect(name, tcp);
-        let stream = timeout(limits::HANDSHAKE_TIMEOUT, handshake);
-        let stream = stream.await.map_err(|_| io::Error::from(io::ErrorKind::TimedOut))??;
-        let line = Arc::new(Line(CancellationToken::new()));
+        let config = Arc::new(self.inner.keys.dialling(self.inner.site).map_err(io::Error::other)?);
+        let proved = timeout(limits::CONNECT_TIMEOUT, first_of(&self.inner.addresses, window, &config));
+        let stream = proved.await.map_err(|_| io::Error::from(io::ErrorKind::TimedOut))??;
+        let line = Arc::new(Line(self.inner.shared.stop.child_token()));
         let weak = Arc::downgrade(&line);
         let find = move || weak.upgrade().map(|line| line as Arc<dyn Closable>);
-        self.inner.registry.dialled(self.inner.site, Box::new(find));
+        self.inner.shared.registry.dialled(self.inner.site, Box::new(find));
         let (recv, send) = tokio::io::split(stream);
         Ok(Rested { recv: Receiver::new(recv), send: Sender::new(send), line, since: Instant::now() })
     }
@@ -179,24 +196,36 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// The first address that answers, each tried a moment after the one before it.
-async fn first_of(addresses: &[SocketAddr], window: u64) -> io::Result<TcpStream> {
+/// The first address at which the site proves itself, each tried a moment after the one before it. Another machine
+/// may well answer at one of them: addresses of private networks are the same everywhere.
+async fn first_of(addresses: &[SocketAddr], window: u64, config: &Arc<ClientConfig>) -> io::Result<Stream> {
     let mut tries: FuturesUnordered<_> = addresses
         .iter()
         .zip(0u32..)
         .map(|(address, i)| async move {
             tokio::time::sleep(limits::TLS_STAGGER * i).await;
-            connect(*address, window).await
+            greet(connect(*address, window).await?, config.clone()).await
         })
         .collect();
     let mut last = io::Error::from(io::ErrorKind::AddrNotAvailable);
     while let Some(tried) = tries.next().await {
         match tried {
-            Ok(tcp) => return Ok(tcp),
+            Ok(stream) => return Ok(stream),
             Err(e) => last = e,
         }
     }
     Err(last)
+}
+
+async fn greet(tcp: TcpStream, config: Arc<ClientConfig>) -> io::Result<Stream> {
+    tcp.set_nodelay(true)?;
+    // Neither sent nor looked at: the key says who it is.
+    let name = ServerName::IpAddress(std::net::Ipv4Addr::UNSPECIFIED.into());
+    let stream = TlsConnector::from(config).connect(name, tcp).await?;
+    match stream.get_ref().1.alpn_protocol() {
+        Some(ALPN_TLS_BLOBS) => Ok(stream),
+        _ => Err(io::Error::other("the peer speaks another protocol")),
+    }
 }
 
 async fn connect(address: SocketAddr, window: u64) -> io::Result<TcpStream> {
@@ -228,6 +257,8 @@ pub(in crate::lanes) struct Reading {
     line: Arc<Line>,
     written: Arc<Mutex<Option<Sender<WriteHalf<Stream>>>>>,
     home: Weak<Inner>,
+    /// It carried an exchange before, so that the other end may have closed it since.
+    pub had_rested: bool,
     _place: OwnedSemaphorePermit,
 }
 
