@@ -15,6 +15,8 @@ use sluice_protocol::api::{ApiError, Failure};
 use sluice_protocol::manifest::SectionKind;
 use sluice_protocol::path::LakePath;
 
+use crate::lanes::{Caps, Hours};
+
 mod keys;
 
 /// The version of the file that this program reads.
@@ -127,13 +129,25 @@ impl Default for Api {
 #[serde(default, deny_unknown_fields)]
 pub struct Limits {
     pub max_connections_per_peer: u32,
-    /// Segments that are fetched at once.
+    /// Segments that are fetched at once from one source.
     pub segments_in_flight: u32,
+    /// Megabits a second of bulk data, each way; 0 is no limit.
+    pub max_mbps: u64,
+    /// The same for each peer.
+    pub max_mbps_per_peer: u64,
+    /// What holds instead of `max_mbps` at times of the day.
+    pub hours: Vec<String>,
 }
 
 impl Default for Limits {
     fn default() -> Self {
-        Self { max_connections_per_peer: 4, segments_in_flight: 8 }
+        Self {
+            max_connections_per_peer: 4,
+            segments_in_flight: 8,
+            max_mbps: 0,
+            max_mbps_per_peer: 0,
+            hours: Vec::new(),
+        }
     }
 }
 
@@ -141,6 +155,12 @@ impl Limits {
     /// Connections to one peer, 1 at least.
     pub fn connections_per_peer(&self) -> usize {
         self.max_connections_per_peer.max(1) as usize
+    }
+
+    /// How much of the line bulk data may take. Of checked settings; what cannot be read has no cap.
+    pub fn caps(&self) -> Caps {
+        let hours = self.hours.iter().filter_map(|h| h.parse().ok()).collect();
+        Caps { mbps: self.max_mbps, mbps_per_peer: self.max_mbps_per_peer, hours }
     }
 
     /// Segments that are fetched at once, 1 at least.
@@ -353,6 +373,15 @@ impl Config {
         within("retention.kept_days", self.retention.kept_days.max(1), ASIDE_DAYS_MAX)?;
         within("retention.quarantine_days", self.retention.quarantine_days.max(1), ASIDE_DAYS_MAX)?;
         within("scan.threads", (self.scan.threads as usize).max(1), THREADS_MAX)?;
+        for hours in &self.limits.hours {
+            if let Err(problem) = hours.parse::<Hours>() {
+                return Err(ConfigError::Invalid {
+                    origin: origin(path, "limits.hours"),
+                    key: "limits.hours".into(),
+                    problem,
+                });
+            }
+        }
         if let Err(e) = self.log.level.parse::<tracing_subscriber::filter::Targets>() {
             let key = "log.level";
             return Err(ConfigError::Invalid { origin: origin(path, key), key: key.into(), problem: e.to_string() });

@@ -113,13 +113,13 @@ fn at_most_one_part_in_a_hundred_is_sent_twice() {
     assert!(sent.twice() * 100 <= size as u64, "{} bytes of {size} were sent twice", sent.twice());
 }
 
-/// Over TCP more is on its way than we can bound: buffers of the two systems. What arrived is not fetched again.
+/// TCP would take many times as much on its way. What is asked for ahead bounds it.
 #[test]
-fn over_tls_what_arrived_is_not_moved_again() {
+fn over_tls_no_more_is_sent_twice() {
     let size = 256 * MIB;
     let sent = cut_in_the_middle(size, Lane::Tls);
     assert!(sent.counted - size as u64 <= overhead(size as u64), "{} bytes are counted", sent.counted);
-    assert!(sent.twice() <= 32 * MIB as u64, "{} bytes were sent twice", sent.twice());
+    assert!(sent.twice() * 100 <= size as u64, "{} bytes of {size} were sent twice", sent.twice());
 }
 
 #[test]

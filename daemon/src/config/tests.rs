@@ -56,7 +56,7 @@ fn the_environment_goes_over_the_file() {
 #[test]
 fn what_is_wrong_is_named_with_a_hint() {
     let v1 = |rest: &str| format!("config_version = 1\n{rest}");
-    let cases: [Case; 17] = [
+    let cases: [Case; 18] = [
         ("p2p = {".into(), &[], &["no TOML", "line 1"]),
         (v1("[p2p]\nport = 1\nport = 2"), &[], &["no TOML", "line 4"]),
         ("[p2p]\nport = 1".into(), &[], &["name no config_version", "config_version = 1"]),
@@ -71,6 +71,7 @@ fn what_is_wrong_is_named_with_a_hint() {
         (v1("[scan]\nopaque = ['../x']"), &[], &["scan.opaque"]),
         (v1("[scan]\nsections = { a = 'colour' }"), &[], &["scan.sections"]),
         (v1("[limits]\nsegments_in_flight = 0"), &[], &["limits.segments_in_flight", "between 1 and 256"]),
+        (v1("[limits]\nhours = [\"8-18 50\"]"), &[], &["limits.hours", "8-18 50", "08:00-18:00 50"]),
         (v1("[log]\nlevel = 'loud=noise=x'"), &[], &["log.level"]),
         (v1(""), &[("SLUICE__P2P__PROT", "1")], &["SLUICE__P2P__PROT", "did you mean `SLUICE__P2P__PORT`?"]),
         (v1(""), &[("SLUICE__API__PORT", "many")], &["SLUICE__API__PORT", "many"]),

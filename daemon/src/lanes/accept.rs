@@ -18,6 +18,7 @@ use tokio::time::timeout;
 use tracing::{debug, warn};
 
 use super::admission::{CLOSE_BUSY, CLOSE_DONE, CLOSE_NOT_PAIRED, CLOSE_STOPPING, Place};
+use super::caps::Way;
 use super::encode::EncodeError;
 use super::error::MessageError;
 use super::quic::Shared;
@@ -124,10 +125,11 @@ async fn blobs(shared: &Arc<Shared>, host: Arc<dyn Host>, connection: &Connectio
         }
         let (ours, all) = (place.serves.clone(), shared.serves.clone());
         let (host, stall) = (host.clone(), shared.settings.serve_stall);
+        let brake = shared.throttle.brake(site, Way::Out);
         shared.tasks.spawn(async move {
             // The site's own limit first, so that one site cannot queue for everybody's places.
             let permits = (ours.acquire_owned().await, all.acquire_owned().await);
-            report(site, serve::stream(host, site, &mut recv, &mut send, stall).await);
+            report(site, serve::stream(host, site, &mut recv, &mut send, (&brake, stall)).await);
             drop(permits);
         });
     }

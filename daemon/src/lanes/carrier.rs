@@ -20,15 +20,15 @@ pub(super) enum Line {
 /// The half of a request that is written.
 pub(super) enum Said {
     Quic(QuicSend),
-    Tls(tls::Writing),
+    Tls(tls::Said),
 }
 
-/// What carries a request.
+/// What carries requests.
 pub(super) enum Carrier {
     /// A connection of the pool, lent.
     Quic(Lease),
-    /// Both halves of an exchange, until it begins; and the way, to be told of a failure.
-    Tls(Option<(tls::Reading, tls::Writing)>, tls::Pool),
+    /// A connection that is ours for as long as there is something to ask; and the way, to be told of a failure.
+    Tls(Box<tls::Talk>, tls::Pool),
 }
 
 impl Carrier {

@@ -78,6 +78,13 @@ pub const FLIGHT_WINDOW_BYTES_MIN: u64 = 1_500_000;
 pub const FLIGHT_WINDOW_BYTES_MAX: u64 = 10_000_000;
 /// The same before it is known what there is to move.
 pub const FLIGHT_WINDOW_BYTES_FIRST: u64 = 4_000_000;
+/// Fewest and most bytes that one request on the tls lane asks for.
+const TLS_PORTION_BYTES: std::ops::RangeInclusive<u64> = 256 * 1024..=4 * 1024 * 1024;
+/// Bytes of one request where this many may be on their way: two requests fill the window.
+pub fn portion_of(window: u64) -> u64 {
+    const GROUP: u64 = sluice_protocol::limits::GROUP_BYTES;
+    (window / 2).clamp(*TLS_PORTION_BYTES.start(), *TLS_PORTION_BYTES.end()) / GROUP * GROUP
+}
 /// What a connection for blobs begins with, in bytes.
 pub const FIRST_WINDOW_BYTES: u32 = 256 * 1024;
 /// A line of this many bytes a second is to be kept full, however long its way (1 Gbit/s).

@@ -11,11 +11,14 @@
 
 mod accept;
 mod admission;
+mod ahead;
+mod caps;
 mod carrier;
 mod encode;
 pub mod error;
 mod fetch;
 mod flight;
+mod get;
 pub mod limits;
 pub mod message;
 mod pace;
@@ -25,6 +28,7 @@ mod serve;
 mod standing;
 mod tls;
 mod window;
+mod writer;
 
 use std::fs::File;
 use std::io;
@@ -33,6 +37,7 @@ use bytes::Bytes;
 use sluice_protocol::ids::{BlobHash, SiteId};
 use sluice_protocol::messages::Message;
 
+pub use caps::{Caps, Hours};
 pub use error::{FetchError, LaneError, MessageError};
 pub use fetch::FetchStats;
 pub use peer::Peer;

@@ -14,6 +14,7 @@ use sluice_protocol::messages::{ALPN_BLOBS, ALPN_CONTROL, ALPN_PAIR, Message, Pa
 use tokio::time::timeout;
 
 use super::admission::CLOSE_DONE;
+use super::caps::Brake;
 use super::error::{LaneError, MessageError};
 use super::flight::Flight;
 use super::pace::Pace;
@@ -31,6 +32,7 @@ struct Inner {
     site: SiteId,
     addresses: Vec<SocketAddr>,
     tls: tls::Pool,
+    brake: Brake,
     control: tokio::sync::Mutex<Option<Connection>>,
     blobs: Mutex<Vec<Pooled>>,
     /// What may be on its way to us.
@@ -81,11 +83,13 @@ pub(super) struct Lease {
 impl Peer {
     pub(super) fn new(lane: QuicLane, site: SiteId, addresses: Vec<SocketAddr>, tls: tls::Pool) -> Self {
         let flying = Flying { flight: Flight::default(), connections: lane.settings().connections_per_peer };
+        let brake = lane.brake(site);
         let inner = Inner {
             lane,
             site,
             addresses,
             tls,
+            brake,
             control: Default::default(),
             blobs: Default::default(),
             flight: Mutex::new(flying),
@@ -172,6 +176,10 @@ impl Peer {
 
     pub(super) fn tls(&self) -> &tls::Pool {
         &self.inner.tls
+    }
+
+    pub(super) fn brake(&self) -> &Brake {
+        &self.inner.brake
     }
 
     pub(super) fn settings(&self) -> Settings {

@@ -22,6 +22,7 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 use tokio_util::task::TaskTracker;
 
 use super::admission::{CLOSE_BUSY, CLOSE_NOT_PAIRED, Closable, Door, Registry};
+use super::caps::{Brake, Caps, Throttle, Way};
 use super::error::LaneError;
 use super::peer::Peer;
 use super::standing::{LaneStanding, Standings};
@@ -39,6 +40,8 @@ pub struct QuicConfig {
     pub addresses: Vec<SocketAddr>,
     /// Listen for the tls lane too, on the TCP port of the same number.
     pub tls: bool,
+    /// How much of the line bulk data may take.
+    pub caps: Caps,
     /// Connections for blobs to one peer, 1 at least.
     pub connections_per_peer: usize,
     /// How long dialling may take.
@@ -60,6 +63,7 @@ impl QuicConfig {
             loopback: false,
             addresses: Vec::new(),
             tls: true,
+            caps: Caps::default(),
             connections_per_peer: limits::CONNECTIONS_PER_PEER,
             connect_timeout: limits::CONNECT_TIMEOUT,
             answer_timeout: limits::ANSWER_TIMEOUT,
@@ -86,6 +90,7 @@ pub(super) struct Shared {
     pub door: Arc<Door>,
     pub handshakes: Arc<Semaphore>,
     pub serves: Arc<Semaphore>,
+    pub throttle: Arc<Throttle>,
     pub tcp_door: Arc<Door>,
     pub stop: CancellationToken,
     pub tasks: TaskTracker,
@@ -145,6 +150,7 @@ impl QuicLane {
             door: Arc::default(),
             handshakes: Arc::new(Semaphore::new(limits::HANDSHAKES_MAX)),
             serves: Arc::new(Semaphore::new(limits::SERVES_MAX)),
+            throttle: Arc::new(Throttle::new(config.caps)),
             tcp_door: Arc::default(),
             stop: stop.clone(),
             tasks: TaskTracker::new(),
@@ -286,6 +292,11 @@ impl QuicLane {
 
     fn endpoint(&self) -> Option<Endpoint> {
         self.inner.endpoint.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// The brake for what comes from a peer.
+    pub(super) fn brake(&self, site: SiteId) -> Brake {
+        self.inner.shared.throttle.brake(site, Way::In)
     }
 
     pub(super) fn settings(&self) -> Settings {

@@ -20,6 +20,7 @@ use tokio::task::spawn_blocking;
 use tokio::time::timeout;
 
 use super::Host;
+use super::caps::Brake;
 use super::encode::{EncodeError, Job};
 use super::limits::{REQUEST_BLOBS_MAX, REQUEST_RANGES_BYTES_MAX, REQUEST_TIMEOUT};
 
@@ -52,19 +53,19 @@ pub(super) enum ServeError {
 
 type Wanted = VecDeque<(BlobHash, bao_tree::ChunkRanges)>;
 
-/// Reads one request and answers it.
+/// Reads one request and answers it, no faster than the brake allows.
 pub(super) async fn stream<R: RecvStream, W: SendStream>(
     host: Arc<dyn Host>,
     peer: SiteId,
     reader: &mut R,
     writer: &mut W,
-    stall: Duration,
+    (brake, stall): (&Brake, Duration),
 ) -> Result<(), ServeError> {
     let result = async {
         let wanted = timeout(REQUEST_TIMEOUT, read_request(reader))
             .await
             .map_err(|_| ServeError::Unread("it took too long".into()))??;
-        answer(host, peer, wanted, writer, stall).await
+        answer(host, peer, wanted, writer, (brake, stall)).await
     }
     .await;
     if let Err(e) = &result {
@@ -144,7 +145,7 @@ async fn answer<W: SendStream>(
     peer: SiteId,
     wanted: Wanted,
     writer: &mut W,
-    stall: Duration,
+    (brake, stall): (&Brake, Duration),
 ) -> Result<(), ServeError> {
     let mut next = spawn_fill(Job::new(host.clone(), peer, wanted));
     loop {
@@ -155,12 +156,17 @@ async fn answer<W: SendStream>(
             return ended.map_err(|_| ServeError::Stalled(stall.as_secs()))?.map_err(ServeError::Gone);
         }
         next = spawn_fill(job);
-        let bytes = piece.len() as u64;
-        timeout(stall, writer.send_bytes(piece.into()))
-            .await
-            .map_err(|_| ServeError::Stalled(stall.as_secs()))?
-            .map_err(ServeError::Gone)?;
-        host.served(peer, bytes);
+        let mut piece = Bytes::from(piece);
+        while !piece.is_empty() {
+            let slice = piece.split_to(brake.slice(piece.len()).min(piece.len()));
+            let bytes = slice.len() as u64;
+            brake.take(bytes).await;
+            timeout(stall, writer.send_bytes(slice))
+                .await
+                .map_err(|_| ServeError::Stalled(stall.as_secs()))?
+                .map_err(ServeError::Gone)?;
+            host.served(peer, bytes);
+        }
     }
 }
 

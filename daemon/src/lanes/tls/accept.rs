@@ -22,6 +22,7 @@ use super::frames::{Receiver, Sender};
 use super::{NOT_PAIRED, keys};
 use crate::lanes::accept::report;
 use crate::lanes::admission::{Closable, DoorPlace, Place};
+use crate::lanes::caps::Way;
 use crate::lanes::quic::Shared;
 use crate::lanes::{Host, limits, serve};
 
@@ -141,6 +142,7 @@ impl Talk {
 
     /// One exchange after another, until one fails or the peer leaves.
     async fn exchanges(&mut self, shared: &Shared, place: &Place) {
+        let brake = shared.throttle.brake(self.site, Way::Out);
         loop {
             // A failed read is the end, too.
             let begins = timeout(limits::TLS_IDLE_SERVED, self.recv.begins()).await;
@@ -153,8 +155,8 @@ impl Talk {
             }
             // The site's own limit first, so that one site cannot queue for everybody's places.
             let _permits = (place.serves.acquire().await, shared.serves.acquire().await);
-            let stall = shared.settings.serve_stall;
-            let answered = serve::stream(self.host.clone(), self.site, &mut self.recv, &mut self.send, stall).await;
+            let how = (&brake, shared.settings.serve_stall);
+            let answered = serve::stream(self.host.clone(), self.site, &mut self.recv, &mut self.send, how).await;
             let well = answered.is_ok() && self.recv.has_ended();
             report(self.site, answered);
             if !well {

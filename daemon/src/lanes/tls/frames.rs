@@ -9,7 +9,7 @@
 
 use std::io;
 
-use bytes::{Buf, Bytes, BytesMut};
+use bytes::{Buf, BufMut, Bytes, BytesMut};
 use iroh::endpoint::VarInt;
 use iroh_blobs::util::{RecvStream, SendStream};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
@@ -178,6 +178,21 @@ impl<W: AsyncWrite + Send + Unpin> Sender<W> {
             return Ok(());
         }
         self.word(GAVE_UP | (code & !GAVE_UP)).await
+    }
+
+    /// A whole half: these bytes, and its end.
+    pub async fn whole(&mut self, bytes: &[u8]) -> io::Result<()> {
+        let mut framed = BytesMut::with_capacity(bytes.len() + 8);
+        for piece in bytes.chunks(FRAME_BYTES_MAX) {
+            framed.put_u32_le(piece.len() as u32);
+            framed.put_slice(piece);
+        }
+        framed.put_u32_le(0);
+        self.within = true;
+        self.to.write_all(&framed).await?;
+        self.to.flush().await?;
+        self.within = false;
+        Ok(())
     }
 
     /// The code of a reset that was asked for and not yet said.

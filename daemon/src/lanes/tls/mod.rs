@@ -12,6 +12,7 @@ mod accept;
 mod frames;
 mod keys;
 mod pool;
+mod talk;
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -26,7 +27,8 @@ use super::error::LaneError;
 pub(super) use accept::run;
 pub(super) use frames::GaveUp;
 pub(super) use keys::Keys;
-pub(super) use pool::{Pool, Reading, Writing};
+pub(super) use pool::Pool;
+pub(super) use talk::{Reading, Said, Talk};
 
 /// The name of this lane in errors and journals.
 pub const TLS: &str = "tls";
