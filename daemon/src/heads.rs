@@ -1,16 +1,18 @@
-//! Heads that an owner signs without a new snapshot: a quiet space's head is renewed, a tag is taken back.
+//! Heads that an owner signs without a new snapshot: a quiet space's head is renewed, a tag is taken back, grants changed.
 //!
 //! Invariant: such a head names the manifest of the one before it, and follows it in the chain.
 
 use sluice_protocol::head::{Head, Tags};
-use sluice_protocol::ids::SpaceId;
+use sluice_protocol::ids::{SiteId, SpaceId};
 use sluice_protocol::limits::HEAD_LIFE_MS;
 use sluice_protocol::signed::Signed;
 use sluice_store::catalog::{CatalogError, SiteLookup};
 
 use crate::clock::now_ms;
+use crate::follow::Follow;
 use crate::journal;
 use crate::site::Site;
+use crate::sync::ask;
 
 /// Whether half the life of the newest head is over.
 pub fn is_renewal_due(site: &Site, space: &SpaceId) -> Result<bool, CatalogError> {
@@ -29,12 +31,12 @@ pub fn renew(site: &Site, space: &SpaceId) -> Result<(), CatalogError> {
         if b.newest_head(space, &site.id)?.is_none_or(|newest| newest.id() != old.id()) {
             return Ok(());
         }
-        b.put_head(&after(site, &old, None))
+        b.put_head(&after(site, &old, &old, None))
     })
 }
 
-/// The head that follows `old` in the chain and names the same version.
-fn after(site: &Site, old: &Signed<Head>, untag: Option<&str>) -> Signed<Head> {
+/// The head that follows `old` in the chain and says what `same` says.
+fn after(site: &Site, same: &Head, old: &Signed<Head>, untag: Option<&str>) -> Signed<Head> {
     let now = now_ms();
     let head = Head {
         seq: old.seq + 1,
@@ -43,9 +45,31 @@ fn after(site: &Site, old: &Signed<Head>, untag: Option<&str>) -> Signed<Head> {
         not_after_ms: now.saturating_add(HEAD_LIFE_MS),
         tag: None,
         untag: untag.map(str::to_string),
-        ..(**old).clone()
+        ..same.clone()
     };
     Signed::sign(&site.key, head)
+}
+
+/// Tells the other readers of a space that its grants changed: whoever was let in may be served by them at once, and whoever
+/// lost its grant no longer. A head with the new grants is what they come and ask for. Nobody is told where there is
+/// nobody but `of`.
+pub fn tell_of_grants(site: &Site, follow: &Follow, space: &SpaceId, of: SiteId) -> Result<(), CatalogError> {
+    let others = ask::granted(site, space)?.into_iter().any(|(reader, _)| reader != of);
+    if !others || !follow.is_enabled() {
+        return Ok(());
+    }
+    let signed = site.catalog.write(|b| -> Result<_, CatalogError> {
+        let (Some(newest), Some(grants)) = (b.newest_head(space, &site.id)?, b.grants(space)?) else { return Ok(None) };
+        let grants = b.put_meta(space, grants.bytes())?;
+        if newest.grants == grants {
+            return Ok(None);
+        }
+        let head = after(site, &Head { grants, ..(*newest).clone() }, &newest, None);
+        b.put_head(&head)?;
+        Ok(Some(head))
+    })?;
+    signed.into_iter().for_each(|head| follow.tell(head, vec![of]));
+    Ok(())
 }
 
 /// A tag that was taken back.
@@ -64,7 +88,7 @@ pub fn untag(site: &Site, space: &SpaceId, tag: &str) -> Result<Option<TakenBack
         let mut newest_first = heads.iter().rev();
         let stands = |h: &&Signed<Head>| tags.standing(h.tag.as_deref(), h.untag.as_deref()).as_deref() == Some(tag);
         let Some((newest, bore)) = heads.last().zip(newest_first.find(stands)) else { return Ok(None) };
-        let head = after(site, newest, Some(tag));
+        let head = after(site, newest, newest, Some(tag));
         b.put_head(&head)?;
         let text = format!("`{tag}` of {} (seq {}) was taken back (seq {})", bore.manifest, bore.seq, head.seq);
         journal::write(b, "untagged", Some(*space), None, &text)?;

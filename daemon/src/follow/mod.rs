@@ -203,7 +203,8 @@ impl Follow {
         (record.follow == Some(false)).then(|| format!("paused; `sluice follow {} --on` goes on", record.name))
     }
 
-    fn is_enabled(&self) -> bool {
+    /// Whether this site follows at all.
+    pub fn is_enabled(&self) -> bool {
         self.0.site.config.follow.enabled
     }
 

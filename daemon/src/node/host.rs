@@ -32,7 +32,7 @@ use crate::lanes::{Host, ServedBlob, ServedData};
 use crate::policy::Policy;
 use crate::retention::{Leases, grace_ms};
 use crate::site::Site;
-use crate::{fork, journal, news, pairing};
+use crate::{fork, heads, journal, news, pairing};
 
 /// How old the word of a peer may be before it is noted that it was seen again, in milliseconds.
 const SEEN_EVERY_MS: u64 = 60_000;
@@ -66,6 +66,9 @@ impl SiteHost {
             && let Ok(Some(record)) = self.site.catalog.read().and_then(|r| r.space(space))
         {
             keep_deed(&self.site, space, &record);
+            if let Err(e) = heads::tell_of_grants(&self.site, &self.follow, space, from) {
+                tracing::warn!(error = %e, "other readers are not told who was let in; they hear of it when they ask");
+            }
         }
         let answered = admitted.and_then(|space| self.first_news(&space));
         match answered {

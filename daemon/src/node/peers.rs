@@ -9,7 +9,7 @@ use crate::clock::now_ms;
 use crate::errors::OrExplain;
 use crate::flow::keep_deed;
 use crate::lanes::{QUIC, TLS};
-use crate::{journal, pairing};
+use crate::{heads, journal, pairing};
 
 impl SiteNode {
     pub(super) fn peer_list(&self) -> Result<Vec<PeerInfo>, ApiError> {
@@ -103,6 +103,7 @@ impl SiteNode {
         for (id, record) in self.site.catalog.read().or_explain()?.spaces().or_explain()? {
             if record.role == Role::Owner {
                 keep_deed(&self.site, &id, &record);
+                heads::tell_of_grants(&self.site, &self.follow, &id, site).or_explain()?;
             }
         }
         // Rights are gone; now the streams that were opened with them.
