@@ -52,7 +52,7 @@ use crate::sync::source::Source;
 use crate::sync::survey::{Before, Survey, chosen, published as published_sections, reachable};
 use crate::sync::transfer::{REUSED_TOTAL, Transfer};
 use crate::sync::turns::{Answered, Turns};
-use crate::sync::{SyncError, ask, blocking, survey};
+use crate::sync::{SyncError, ask, blocking, recruit, survey};
 
 /// How often a table that moves on while it is read is captured.
 const CAPTURES_MAX: u32 = 3;
@@ -446,7 +446,7 @@ pub async fn receive(
     let (mut described, received) = loop {
         let described = describe_in_turn(site, space, record, job, &mut turns).await?;
         job.stage("transfer");
-        match transfer(site, space, &lake, &described, job).await {
+        match transfer(site, (space, record), &lake, &described, &mut turns, job).await {
             Ok(received) => break (described, received),
             Err(e) => turns.failed(&described.source, in_words(site, space, &described, e)).or_explain()?,
         }
@@ -480,9 +480,10 @@ pub async fn recover(site: &Site, space: &SpaceId, record: &SpaceRecord) -> Resu
 
 async fn transfer(
     site: &Site,
-    space: &SpaceId,
+    (space, record): (&SpaceId, &SpaceRecord),
     lake: &Lake,
     described: &Described,
+    turns: &mut Turns<'_>,
     job: &Arc<Job>,
 ) -> Result<Received, SyncError> {
     let transfer = Transfer {
@@ -491,10 +492,14 @@ async fn transfer(
         space: *space,
         source: described.source.clone(),
         watch: job.clone(),
-        streams: site.config.limits.segments_in_flight as usize,
+        streams: site.config.limits.streams(),
+        shares: site.shares.clone(),
         salvage: described.salvage.clone(),
     };
-    transfer.run(&described.plan).await?;
+    let others = recruit::others(site, space, record, described.from_site(), described.plan.fetch_bytes())?;
+    let brought = transfer.run(&described.plan, others).await;
+    turns.helped(brought.helpers);
+    brought.outcome?;
     transfer.remember_lists(described.lists.clone()).await?;
     Ok(Received { space: *space, head: described.head.clone(), sections: described.sections.clone() })
 }

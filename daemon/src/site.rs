@@ -19,6 +19,7 @@ use crate::config::Config;
 use crate::errors::OrExplain;
 use crate::lanes::QuicLane;
 use crate::sync::faults::Faults;
+use crate::sync::shares::Shares;
 
 /// A site's own things. Cheap to clone.
 #[derive(Clone)]
@@ -39,6 +40,8 @@ pub struct Inner {
     pub lane: QuicLane,
     /// Sources that failed lately.
     pub faults: Faults,
+    /// Transfers that run at once share what may be in flight.
+    pub shares: Shares,
 }
 
 impl std::ops::Deref for Site {

@@ -68,6 +68,7 @@ impl SiteNode {
             loopback: config.p2p.loopback,
             addresses: config.p2p.addresses.clone(),
             tls: config.p2p.tls,
+            caps: config.limits.caps(),
             connections_per_peer: config.limits.max_connections_per_peer as usize,
             ..QuicConfig::new(home.key())
         })
@@ -83,6 +84,7 @@ impl SiteNode {
             allow_volatile: crate::home::check_media(home.root()).is_err(),
             readers: readers(),
             faults: Default::default(),
+            shares: Default::default(),
             lane: lane.clone(),
         });
         let policy = Policy::new(catalog, site.id);

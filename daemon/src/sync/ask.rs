@@ -225,7 +225,7 @@ struct Ask {
 type Answer = (Ask, Result<(Peer, Signed<Head>), SyncError>);
 
 /// Sites to ask, those of the record first, then the owner, then others with a grant, then those that rest.
-fn sources(site: &Site, space: &SpaceId, record: &SpaceRecord, except: &[SiteId]) -> Result<Vec<Ask>, SyncError> {
+fn sources(site: &Site, space: &SpaceId, record: &SpaceRecord, except: &[SiteId]) -> Result<Vec<Ask>, CatalogError> {
     let reader = site.catalog.read()?;
     let mut found: Vec<Ask> = Vec::new();
     for source in record.sources.iter().chain([&record.owner]).filter(|s| **s != site.id) {
@@ -244,6 +244,22 @@ fn sources(site: &Site, space: &SpaceId, record: &SpaceRecord, except: &[SiteId]
     Ok(found)
 }
 
+/// Handles to all sites that may hold the space and whose addresses are known.
+pub(super) fn sites_of(
+    site: &Site,
+    space: &SpaceId,
+    record: &SpaceRecord,
+    except: &[SiteId],
+) -> Result<Vec<(SiteId, Peer)>, CatalogError> {
+    let reader = site.catalog.read()?;
+    let mut found = Vec::new();
+    for ask in sources(site, space, record, except)?.into_iter().filter(|a| !a.addresses.is_empty()) {
+        let tls = tls_addresses(&reader, &ask.site)?;
+        found.push((ask.site, site.lane.peer_with_tls(ask.site, &ask.addresses, &tls)));
+    }
+    Ok(found)
+}
+
 /// The version that a person holds this copy at: whoever is asked keeps it for us.
 fn held_version(reader: &Reader, space: &SpaceId) -> Result<Option<SnapshotId>, CatalogError> {
     let Some(record) = reader.space(space)? else { return Ok(None) };
@@ -259,7 +275,7 @@ fn held_version(reader: &Reader, space: &SpaceId) -> Result<Option<SnapshotId>, 
 }
 
 /// Follows the chain at one peer up to its newest head.
-async fn walk(site: &Site, space: &SpaceId, owner: &SiteId, peer: &Peer) -> Result<Signed<Head>, SyncError> {
+pub(super) async fn walk(site: &Site, space: &SpaceId, owner: &SiteId, peer: &Peer) -> Result<Signed<Head>, SyncError> {
     for _ in 0..REPLIES_MAX {
         let stored = site.catalog.read()?.newest_head(space, owner)?;
         let mut news = news_from(site, space, peer, stored.as_ref().map(|h| h.place())).await?;

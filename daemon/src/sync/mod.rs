@@ -4,12 +4,16 @@
 //! visible, and every step may be killed and begun again without losing what is durable.
 
 pub mod ask;
+mod crew;
 pub mod faults;
 pub mod metadata;
+pub mod recruit;
+pub mod shares;
 pub mod source;
 pub mod survey;
 pub mod transfer;
 pub mod turns;
+mod work;
 
 use sluice_protocol::codec::CodecError;
 use sluice_protocol::ids::{BlobHash, SiteId};

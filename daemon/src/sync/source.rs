@@ -91,20 +91,24 @@ impl Source {
         }
     }
 
-    /// Whole blobs of known sizes in one request; those that the peer does not give are left out.
-    pub async fn many(&self, wanted: &[(BlobHash, u64)]) -> Result<Vec<(BlobHash, Bytes)>, SyncError> {
+    /// Whole blobs of known sizes, as they arrive; those that the peer does not give are left out.
+    pub async fn many(
+        &self,
+        wanted: &[(BlobHash, u64)],
+        got: &(dyn Fn(BlobHash, Bytes) + Send + Sync),
+    ) -> Result<(), SyncError> {
         let mut tries = 0;
-        let mut blobs: Vec<(BlobHash, Bytes)> = Vec::with_capacity(wanted.len());
         let mut asked: HashSet<BlobHash> = HashSet::new();
         loop {
             let rest: Vec<_> = wanted.iter().filter(|w| !asked.contains(&w.0)).copied().collect();
             let mut each = |hash: BlobHash, bytes: Option<Bytes>| {
                 asked.insert(hash);
-                self.moved.staged.fetch_add(bytes.as_ref().map_or(0, |b| b.len() as u64), Ordering::Relaxed);
-                blobs.extend(bytes.map(|bytes| (hash, bytes)));
+                let Some(bytes) = bytes else { return };
+                self.moved.staged.fetch_add(bytes.len() as u64, Ordering::Relaxed);
+                got(hash, bytes);
             };
             match self.peer.fetch_many(&rest, &mut each).await {
-                Ok(_) => return Ok(blobs),
+                Ok(_) => return Ok(()),
                 Err(e) => self.after(e, &mut tries).await?,
             }
         }

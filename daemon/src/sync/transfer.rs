@@ -1,16 +1,15 @@
-//! Carries out a plan: copies what is here, fetches the rest in segments over several streams.
+//! Carries out a plan: copies what is here, and cuts the rest into work for the sources.
 //!
-//! Invariant: what is fetched was verified before it is written, is durable before the catalog says
-//! so, and is never fetched again after that. Memory does not grow with the size of a file: a
+//! `work` hands it out and fetches it. Invariant: what is fetched was verified before it is written, is durable before
+//! the catalog says so, and is never fetched again after that. Memory does not grow with the size of a file: a
 //! bounded number of blobs is open at once, and a segment at a time is in flight on each stream.
 
 use std::collections::{HashMap, HashSet};
 use std::ops::Range;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use bytes::Bytes;
 use futures_util::{StreamExt, TryStreamExt, stream};
 use sluice_protocol::annex::ChunkListRef;
 use sluice_protocol::chunks::ChunkList;
@@ -24,9 +23,11 @@ use sluice_store::staging::{CHECKPOINT_BYTES, CHECKPOINT_MS, MOVED_TOTAL, Staged
 use sluice_store::watch::Watch;
 use tokio_util::task::AbortOnDropHandle;
 
+use super::recruit::Recruits;
 use super::source::Source;
+use super::work::{self, Work};
 use super::{SyncError, blocking};
-use crate::lanes::{FetchError, LeafSink};
+use crate::sync::shares::Shares;
 
 /// Blobs up to this size are fetched whole, many in one request, and stored many in one transaction.
 const SMALL_BYTES_MAX: u64 = 256 * 1024;
@@ -39,6 +40,13 @@ const LISTS_AT_ONCE: usize = 256;
 /// Counter of the catalog: bytes of new versions that were here already.
 pub const REUSED_TOTAL: &str = "reused_bytes_total";
 
+/// What a transfer brought.
+pub struct Brought {
+    pub outcome: Result<(), SyncError>,
+    /// Further sources that took part, and why those failed that did.
+    pub helpers: Vec<(Arc<Source>, Option<SyncError>)>,
+}
+
 /// What a transfer works with. Cheap to clone.
 #[derive(Clone)]
 pub struct Transfer {
@@ -47,92 +55,76 @@ pub struct Transfer {
     pub space: SpaceId,
     pub source: Arc<Source>,
     pub watch: Arc<dyn Watch>,
-    /// Requests in flight at once.
+    /// Requests in flight at once, to each source.
     pub streams: usize,
+    /// What other transfers of this site take.
+    pub shares: Shares,
     /// Damaged files whose good chunks are copied, by the blob that they were.
     pub salvage: Arc<HashMap<BlobHash, Place>>,
 }
 
 /// Shared by the workers of one transfer.
-struct Run {
-    staging: Staging,
-    open: Mutex<Vec<Staged>>,
+pub(super) struct Run {
+    pub staging: Staging,
+    pub open: Mutex<Vec<Staged>>,
     files_done: AtomicU64,
     bytes_done: AtomicU64,
     files_total: u64,
     bytes_total: u64,
-    /// What of the source's bytes the catalog has counted: all of them, and those that staging does not count.
-    counted: Mutex<(u64, u64)>,
-    /// Blobs that the source no longer has.
+    /// Segments and batches there are at most to do at once.
+    pub pieces: usize,
+    /// All sources that took part, the first one first, and what the catalog has counted of each.
+    pub sources: Mutex<Vec<Counted>>,
+    /// Blobs that no source has any more.
     gone: Mutex<Vec<BlobHash>>,
 }
 
-enum Work {
-    Batch(Vec<BlobPlan>),
-    Segment(Arc<Filling>, Range<u64>),
+/// A source, and what of its bytes the catalog has counted: all of them, and those that staging does not count.
+pub(super) struct Counted {
+    pub source: Arc<Source>,
+    counted: (u64, u64),
 }
 
-/// A large blob that several workers fill.
-struct Filling {
-    staged: Staged,
-    left: AtomicUsize,
-}
-
-struct StagedSink(Staged);
-
-impl LeafSink for StagedSink {
-    fn leaf(&self, offset: u64, data: &[u8]) -> std::io::Result<()> {
-        self.0.write_leaf(offset, data).map_err(as_io)
+impl Counted {
+    pub fn new(source: Arc<Source>) -> Self {
+        Self { source, counted: (0, 0) }
     }
-    fn parent(&self, index: u64, pair: &[u8; 64]) -> std::io::Result<()> {
-        self.0.put_parent(index, pair).map_err(as_io)
-    }
-}
-
-/// Keeps what the disk said where a sink can only answer with an I/O error.
-fn as_io(e: StagingError) -> std::io::Error {
-    let kind = match &e {
-        StagingError::DiskFull { .. } => std::io::ErrorKind::StorageFull,
-        StagingError::Io { source, .. } => source.kind(),
-        _ => std::io::ErrorKind::Other,
-    };
-    std::io::Error::new(kind, e)
 }
 
 impl Transfer {
-    /// Brings every blob of the plan into staging, whole and proven.
-    pub async fn run(&self, plan: &Plan) -> Result<(), SyncError> {
+    /// Brings every blob of the plan into staging, whole and proven. `others` may help when there is much to do.
+    pub async fn run(&self, plan: &Plan, others: Recruits) -> Brought {
+        let run = match self.begin(plan) {
+            Ok(run) => Arc::new(run),
+            Err(e) => return Brought { outcome: Err(e), helpers: vec![] },
+        };
+        let keeper = AbortOnDropHandle::new(tokio::spawn(keep_durable(self.clone(), run.clone())));
+        let works = stream::iter(batches(&plan.blobs)).then({
+            let (me, run) = (self.clone(), run.clone());
+            move |group| me.clone().prepare(run.clone(), group)
+        });
+        let works = works.map_ok(|works| stream::iter(works.into_iter().map(Ok))).try_flatten().boxed();
+        let (done, helpers) = work::all(self, &run, works, others).await;
+        drop(keeper);
+        // Also after a failure: what has arrived stays.
+        let saved = self.clone().save(run.clone()).await;
+        Brought { outcome: done.and(saved).and_then(|()| run.outcome()), helpers }
+    }
+
+    fn begin(&self, plan: &Plan) -> Result<Run, SyncError> {
         self.check_room(plan)?;
         let segments: u64 = plan.blobs.iter().map(|b| b.wanted.size.div_ceil(SEGMENT_BYTES)).sum();
-        self.source.peer().expect(plan.fetch_bytes(), self.streams.min(segments as usize));
-        let run = Arc::new(Run {
+        Ok(Run {
             staging: Staging::open(&self.lake, self.space, &self.catalog)?,
             open: Mutex::default(),
             files_done: AtomicU64::new(0),
             bytes_done: AtomicU64::new(0),
             files_total: plan.blobs.len() as u64,
             bytes_total: plan.fetch_bytes(),
-            counted: Mutex::default(),
+            pieces: usize::try_from(segments).unwrap_or(usize::MAX).max(1),
+            sources: Mutex::new(vec![Counted::new(self.source.clone())]),
             gone: Mutex::default(),
-        });
-        let keeper = AbortOnDropHandle::new(tokio::spawn(keep_durable(self.clone(), run.clone())));
-        let works = stream::iter(batches(&plan.blobs)).then(|group| self.clone().prepare(run.clone(), group));
-        let works = works.map_ok(|works| stream::iter(works.into_iter().map(Ok))).try_flatten();
-        let done = works.try_for_each_concurrent(self.streams, |work| self.work(&run, work)).await;
-        drop(keeper);
-        // Also after a failure: what has arrived stays.
-        let saved = self.clone().save(run.clone()).await;
-        done.and(saved)?;
-        let gone = run.gone.lock().expect("no panic while held");
-        match gone.first() {
-            None => Ok(()),
-            Some(first) => Err(SyncError::Gone {
-                count: gone.len(),
-                first: *first,
-                what: format!("blob {first}"),
-                version: String::new(),
-            }),
-        }
+        })
     }
 
     /// Records which chunk list belongs to which blob that is here now, for the plans to come.
@@ -176,8 +168,8 @@ impl Transfer {
             Ok([blob]) if blob.wanted.size > SMALL_BYTES_MAX || blob.rung == Rung::Chunks => {
                 blocking(move || self.open_large(&run, blob)).await
             }
-            Ok([blob]) => Ok(vec![Work::Batch(vec![blob])]),
-            Err(group) => Ok(vec![Work::Batch(group)]),
+            Ok([blob]) => Ok(vec![Work::batch(vec![blob])]),
+            Err(group) => Ok(vec![Work::batch(group)]),
         }
     }
 
@@ -200,8 +192,7 @@ impl Transfer {
             Some(Err(e)) => return Err(e.into()),
         };
         run.open.lock().expect("no panic while held").push(staged.clone());
-        let filling = Arc::new(Filling { staged, left: AtomicUsize::new(segments.len()) });
-        Ok(segments.into_iter().map(|range| Work::Segment(filling.clone(), range)).collect())
+        Ok(Work::segments(&staged, segments))
     }
 
     fn copy_chunks(&self, staged: &Staged, blob: &BlobPlan) -> Result<(), SyncError> {
@@ -221,59 +212,7 @@ impl Transfer {
         Ok(())
     }
 
-    async fn work(&self, run: &Arc<Run>, work: Work) -> Result<(), SyncError> {
-        if self.watch.cancelled() {
-            return Err(SyncError::Stopped);
-        }
-        match work {
-            Work::Batch(blobs) => self.batch(run, blobs).await,
-            Work::Segment(filling, range) => self.segment(run, filling, range).await,
-        }
-    }
-
-    async fn segment(&self, run: &Arc<Run>, filling: Arc<Filling>, range: Range<u64>) -> Result<(), SyncError> {
-        let staged = &filling.staged;
-        let sink: Arc<dyn LeafSink> = Arc::new(StagedSink(staged.clone()));
-        let missing = || staged.missing(range.clone());
-        match self.source.ranges(staged.hash(), staged.size(), &missing, sink.clone()).await {
-            Err(SyncError::Fetch(FetchError::NotThere { hash, .. })) => {
-                run.lost(hash);
-                return Ok(());
-            }
-            fetched => fetched?,
-        }
-        self.progress(run, 0, range.end - range.start);
-        if filling.left.fetch_sub(1, Ordering::AcqRel) > 1 {
-            return Ok(());
-        }
-        if let Err(StagingError::WrongCopies { .. }) = finish(staged).await? {
-            // Local copies were not what the chunk list says: the ladder's last rung remains.
-            let missing = || staged.missing(0..staged.size());
-            self.source.ranges(staged.hash(), staged.size(), &missing, sink).await?;
-            finish(staged).await??;
-        }
-        run.open.lock().expect("no panic while held").retain(|s| s.hash() != staged.hash());
-        self.progress(run, 1, 0);
-        Ok(())
-    }
-
-    async fn batch(&self, run: &Arc<Run>, blobs: Vec<BlobPlan>) -> Result<(), SyncError> {
-        let wanted: Vec<(BlobHash, u64)> = blobs.iter().map(|b| (b.wanted.hash, b.wanted.size)).collect();
-        let asked: Vec<(BlobHash, u64)> = wanted.iter().filter(|w| w.1 > 0).copied().collect();
-        let mut pieces = if asked.is_empty() { vec![] } else { self.source.many(&asked).await? };
-        // An empty file needs no peer.
-        pieces.extend(wanted.iter().filter(|w| w.1 == 0 && w.0 == BlobHash::of(&[])).map(|w| (w.0, Bytes::new())));
-        let got: HashSet<BlobHash> = pieces.iter().map(|p| p.0).collect();
-        // What the source no longer has is told at the end; everything else still comes.
-        wanted.iter().filter(|w| !got.contains(&w.0)).for_each(|w| run.lost(w.0));
-        let bytes = wanted.iter().map(|w| w.1).sum();
-        let (run2, count) = (run.clone(), pieces.len() as u64);
-        blocking(move || Ok(run2.staging.put_small(&pieces)?)).await?;
-        self.progress(run, count, bytes);
-        Ok(())
-    }
-
-    fn progress(&self, run: &Run, files: u64, bytes: u64) {
+    pub(super) fn progress(&self, run: &Run, files: u64, bytes: u64) {
         let files = run.files_done.fetch_add(files, Ordering::Relaxed) + files;
         let bytes = run.bytes_done.fetch_add(bytes, Ordering::Relaxed) + bytes;
         self.watch.amount("transfer", files, run.files_total, bytes, run.bytes_total);
@@ -286,36 +225,46 @@ impl Transfer {
             for staged in &open {
                 staged.checkpoint()?;
             }
-            let mut counted = run.counted.lock().expect("no panic while held");
-            let (all, described) = (self.source.moved_bytes(), self.source.described_bytes());
-            let peer = self.source.peer().site();
+            let mut sources = run.sources.lock().expect("no panic while held");
+            let now: Vec<_> = sources.iter().map(|s| (s.source.moved_bytes(), s.source.described_bytes())).collect();
             self.catalog.write(|b| -> Result<(), CatalogError> {
-                b.add_counter(MOVED_TOTAL, described - counted.1)?;
-                b.add_counter(&format!("moved from {peer}"), all - counted.0)?;
+                for (s, (all, described)) in sources.iter().zip(&now) {
+                    b.add_counter(MOVED_TOTAL, described - s.counted.1)?;
+                    b.add_counter(&format!("moved from {}", s.source.peer().site()), all - s.counted.0)?;
+                }
                 Ok(())
             })?;
-            *counted = (all, described);
+            sources.iter_mut().zip(now).for_each(|(s, now)| s.counted = now);
             Ok(())
         })
         .await
     }
 }
 
-/// Ends a blob; the inner result is what staging says of it.
-async fn finish(staged: &Staged) -> Result<Result<(), StagingError>, SyncError> {
-    let staged = staged.clone();
-    blocking(move || match staged.finish() {
-        wrong @ (Ok(()) | Err(StagingError::WrongCopies { .. })) => Ok(wrong),
-        Err(e) => Err(e.into()),
-    })
-    .await
-}
-
 impl Run {
-    fn lost(&self, hash: BlobHash) {
+    pub fn lost(&self, hash: BlobHash) {
         let mut gone = self.gone.lock().expect("no panic while held");
         if !gone.contains(&hash) {
             gone.push(hash);
+        }
+    }
+
+    /// Bytes that are still to come.
+    pub fn bytes_left(&self) -> u64 {
+        self.bytes_total.saturating_sub(self.bytes_done.load(Ordering::Relaxed))
+    }
+
+    /// Whether everything came.
+    fn outcome(&self) -> Result<(), SyncError> {
+        let gone = self.gone.lock().expect("no panic while held");
+        match gone.first() {
+            None => Ok(()),
+            Some(first) => Err(SyncError::Gone {
+                count: gone.len(),
+                first: *first,
+                what: format!("blob {first}"),
+                version: String::new(),
+            }),
         }
     }
 }
@@ -360,7 +309,7 @@ fn batches(blobs: &[BlobPlan]) -> Vec<Vec<BlobPlan>> {
 }
 
 /// Cuts a missing range into segments at multiples of the segment length.
-fn cut(range: Range<u64>) -> impl Iterator<Item = Range<u64>> {
+pub(super) fn cut(range: Range<u64>) -> impl Iterator<Item = Range<u64>> {
     let first = range.start / SEGMENT_BYTES;
     let last = range.end.div_ceil(SEGMENT_BYTES);
     (first..last).map(move |i| {

@@ -100,6 +100,19 @@ impl<'a> Turns<'a> {
         Ok(())
     }
 
+    /// Further sources took part in a transfer: what they brought counts, and those that failed rest.
+    pub fn helped(&mut self, helpers: Vec<(Arc<Source>, Option<SyncError>)>) {
+        for (source, failure) in helpers {
+            let from = source.peer().site();
+            self.moved += source.moved_bytes();
+            let Some(e) = failure else { continue };
+            if from != self.record.owner {
+                self.site.faults.blame(self.space, &from);
+            }
+            tracing::warn!(space = %self.record.name, site = %from.short(), error = %e, "a helping source failed");
+        }
+    }
+
     /// A source brought the whole version. Returns the bytes that came, from it and from those before it.
     pub fn came_from(&self, source: &Source) -> u64 {
         self.site.faults.praise(self.space, &source.peer().site());

@@ -1,0 +1,92 @@
+//! Several sites that hold a space serve one at once, and none that is slow or dies holds up the rest. Caps hold.
+
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use sluice_tests::pair::{MIB, bytes, text};
+use sluice_tests::{Site, World, wait};
+
+/// A site whose part of the line is small, so that a copy lasts long enough to be shared.
+const CAP_MBPS: u64 = 80;
+
+fn served(site: &Site) -> u64 {
+    site.json(["status"])["served_bytes_total"].as_u64().expect("a number")
+}
+
+fn follower(world: &World, name: &str) -> Site {
+    let mut site = world.sleeping_site(name);
+    site.set("SLUICE__FOLLOW__ENABLED", "true");
+    site.start();
+    site
+}
+
+/// From here on it gives no more than this in a second.
+fn cap(site: &mut Site) {
+    site.set("SLUICE__LIMITS__MAX_MBPS", &CAP_MBPS.to_string());
+    site.restart();
+}
+
+fn join(site: &Site, ticket: &str, into: &Path) {
+    site.json(["join", ticket, "--into", text(into)]);
+}
+
+#[test]
+fn three_sites_serve_one_and_one_of_them_dies() {
+    let world = World::new();
+    let large = bytes(1, 160 * MIB);
+    let lake = world.plain_lake("lake", &[("raw/large", &large), ("raw/note.txt", b"acme")]);
+    let mut owner = follower(&world, "playground");
+    owner.json(["space", "add", "acme", text(&lake)]);
+    let mut helpers = ["cradle one", "cradle two"].map(|name| follower(&world, name));
+    for (i, helper) in helpers.iter().enumerate() {
+        join(helper, &owner.invite("acme"), &world.path(&format!("copy {i}")));
+    }
+    cap(&mut owner);
+    helpers.iter_mut().for_each(cap);
+
+    let fourth = follower(&world, "fourth");
+    let (ticket, copy) = (owner.invite("acme"), world.path("copy of the fourth"));
+    let [one, two] = &mut helpers;
+    let before = served(two);
+    std::thread::scope(|scope| {
+        let joining = scope.spawn(|| join(&fourth, &ticket, &copy));
+        // Helpers hear from the owner that the fourth was let in, while it copies already.
+        wait::until("the first helper to help", Duration::from_secs(60), || {
+            (served(one) > 4 * MIB as u64).then_some(())
+        });
+        one.kill9();
+        joining.join().expect("the copy comes");
+    });
+    assert!(std::fs::read(copy.join("raw/large")).expect("published") == large);
+    let helped = served(two) - before;
+    assert!(helped > 4 * MIB as u64, "the second helper served {helped} bytes");
+    let log = fourth.log_tail();
+    assert!(log.contains("a helping source failed"), "{log}");
+    assert_eq!(fourth.json(["verify", "acme", "--deep"])["ok"], true);
+    let moved = fourth.json(["status"])["moved_bytes_total"].as_u64().expect("a number");
+    assert!(moved < large.len() as u64 * 11 / 10, "{moved} bytes came for {}", large.len());
+}
+
+#[test]
+fn nothing_goes_faster_than_the_cap() {
+    for (capped, lane) in [("playground", "true"), ("cradle", "false")] {
+        let world = World::new();
+        let data = bytes(2, 10 * MIB);
+        let lake = world.plain_lake("lake", &[("raw/large", &data), ("raw/small", &data[..100_000])]);
+        let [owner, replica] = ["playground", "cradle"].map(|name| {
+            let mut site = world.sleeping_site(name);
+            site.set("SLUICE__P2P__TLS", lane);
+            if name == capped {
+                site.set("SLUICE__LIMITS__MAX_MBPS", "40");
+            }
+            site.start();
+            site
+        });
+        owner.json(["space", "add", "acme", text(&lake)]);
+        let (ticket, start) = (owner.invite("acme"), Instant::now());
+        join(&replica, &ticket, &world.path("copy"));
+        let took = start.elapsed().as_secs_f64();
+        // Ten mebibytes at five million bytes a second.
+        assert!(took > 1.9, "{capped} is capped, and the copy took {took} s");
+    }
+}
