@@ -24,7 +24,7 @@ use sluice_protocol::codec::Document;
 use sluice_protocol::head::Head;
 use sluice_protocol::ids::{BlobHash, HeadId, SiteId, SpaceId};
 use sluice_protocol::limits::HEAD_LIFE_MS;
-use sluice_protocol::manifest::{History, Manifest, Section};
+use sluice_protocol::manifest::{History, Manifest, Section, in_turn};
 use sluice_protocol::plan::Plan;
 use sluice_protocol::signed::Signed;
 use sluice_store::catalog::{CatalogError, LiveRecord, Lookup, SiteLookup, SnapshotRecord, SpaceRecord};
@@ -331,7 +331,8 @@ async fn describe_from(
     let before = published_sections(&site.catalog.read()?, space)?;
     // What is live with the same tree was read when it was published.
     let same = |s: &Section| before.iter().any(|b| b.section.tree == s.tree);
-    let taken = taken(&manifest, &sections, standing.live.as_ref());
+    let mut taken = taken(&manifest, &sections, standing.live.as_ref());
+    in_turn(&mut taken, &record.sections);
     let trees: Vec<_> = taken.iter().filter(|s| s.shallow || !same(s)).map(|s| s.tree.clone()).collect();
     metadata.pages(&trees).await?;
 

@@ -79,6 +79,25 @@ impl SectionKind {
     pub fn is_table(self) -> bool {
         matches!(self, SectionKind::Delta | SectionKind::Lance)
     }
+
+    /// Its turn in a transfer, lowest first: what says how the rest is to be used, then what is asked first, then tables, then
+    /// what is large and of use only whole.
+    pub fn turn(self) -> u8 {
+        match self {
+            SectionKind::Params | SectionKind::Metadata | SectionKind::Knowledge | SectionKind::Handlers => 0,
+            SectionKind::Faiss | SectionKind::Lora => 1,
+            SectionKind::Delta | SectionKind::Lance | SectionKind::Parquet => 2,
+            SectionKind::Model => 3,
+            SectionKind::Files | SectionKind::Raw | SectionKind::Logs => 4,
+        }
+    }
+}
+
+/// Puts sections in the order in which they are to arrive: as a person named them (by kind or name; nobody, then
+/// by their kinds' turn), and else as they were.
+pub fn in_turn(sections: &mut [&Section], named: &[String]) {
+    let place = |s: &Section| named.iter().position(|n| s.answers_to(n)).unwrap_or(named.len());
+    sections.sort_by_key(|s| (place(s), s.kind.turn()));
 }
 
 record! {
@@ -165,6 +184,13 @@ record! {
 }
 
 impl Section {
+    /// Whether a person means this section by `name`: its kind, its folder or one above it.
+    pub fn answers_to(&self, name: &str) -> bool {
+        let folder = self.name();
+        let below = |folder: &str| folder.strip_prefix(name).is_some_and(|rest| rest.starts_with('/'));
+        name == self.kind.as_str() || name == folder || below(folder)
+    }
+
     /// How people name it: its folder, or `.` for the lake's top.
     pub fn name(&self) -> &str {
         self.path.as_ref().map_or(".", LakePath::as_str)

@@ -7,7 +7,7 @@ use sluice_protocol::limits::{
     CHUNK_LIST_BYTES_MAX, ENTRIES_MAX, FILE_BYTES_MAX, LAKE_BYTES_MAX, LINK_TARGET_BYTES_MAX, SECTIONS_MAX,
     TABLE_FACTS_MAX, TEXT_BYTES_MAX,
 };
-use sluice_protocol::manifest::{Entry, EntryKind, History, Manifest, Section, SectionKind, SectionState};
+use sluice_protocol::manifest::{Entry, EntryKind, History, Manifest, Section, SectionKind, SectionState, in_turn};
 use sluice_protocol::tree::{TreeItem, TreeRef};
 
 use crate::samples::{build, file, path, section};
@@ -255,4 +255,25 @@ fn chunk_lists_lie_in_a_tree_by_blob() {
     assert_eq!(tree.read::<ChunkListRef>().0.unwrap(), refs);
     refs[0].list_bytes = CHUNK_LIST_BYTES_MAX + 1;
     assert!(refs[0].check_item().is_err());
+}
+
+#[test]
+fn sections_arrive_as_they_were_named_and_else_by_their_kinds() {
+    let of = |kind: SectionKind, folder: &str| Section { kind, ..plain(Some(folder)) };
+    let all = [
+        of(SectionKind::Delta, "orders"),
+        of(SectionKind::Raw, "raw"),
+        of(SectionKind::Faiss, "index"),
+        of(SectionKind::Metadata, "metadata"),
+        of(SectionKind::Lance, "vectors/images"),
+    ];
+    let order = |named: &[&str]| {
+        let named: Vec<String> = named.iter().map(ToString::to_string).collect();
+        let mut sections: Vec<&Section> = all.iter().collect();
+        in_turn(&mut sections, &named);
+        sections.iter().map(|s| s.name().to_string()).collect::<Vec<_>>()
+    };
+    assert_eq!(order(&[]), ["metadata", "index", "orders", "vectors/images", "raw"]);
+    assert_eq!(order(&["vectors", "raw"]), ["vectors/images", "raw", "metadata", "index", "orders"]);
+    assert_eq!(order(&["delta"])[0], "orders");
 }

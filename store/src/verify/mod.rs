@@ -58,13 +58,7 @@ impl Received {
 
 /// Whether a choice of sections (kind or folder; empty for all) reaches the section.
 pub fn takes(chosen: &[String], section: &Section) -> bool {
-    let folder = section.name();
-    chosen.is_empty()
-        || chosen.iter().any(|c| {
-            c == section.kind.as_str()
-                || c == folder
-                || folder.strip_prefix(c.as_str()).is_some_and(|rest| rest.starts_with('/'))
-        })
+    chosen.is_empty() || chosen.iter().any(|c| section.answers_to(c))
 }
 
 /// How far a section's meaning was checked, beyond its bytes.
