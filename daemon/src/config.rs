@@ -94,11 +94,13 @@ pub struct P2p {
     pub loopback: bool,
     /// Whether bulk data may take TCP, on the port of the same number.
     pub tls: bool,
+    /// Whether this site packs what it sends where it pays.
+    pub compress: bool,
 }
 
 impl Default for P2p {
     fn default() -> Self {
-        Self { port: 7711, addresses: Vec::new(), loopback: false, tls: true }
+        Self { port: 7711, addresses: Vec::new(), loopback: false, tls: true, compress: true }
     }
 }
 

@@ -7,13 +7,14 @@
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use sluice_protocol::api::{ApiError, Failure, JobInfo, Progress, ProgressSink, Unwatched};
 use sluice_store::watch::Watch;
 use tokio::sync::Notify;
 
 use crate::clock::now_ms;
+use crate::rate::{self, Rate};
 
 /// How long a person's command waits for an automatic job.
 const PERSON_WAITS_MAX: Duration = Duration::from_secs(600);
@@ -29,9 +30,25 @@ pub struct Jobs {
     stopping: Arc<AtomicBool>,
 }
 
+/// A job, and how fast its stage goes.
+struct Running {
+    info: JobInfo,
+    rate: Rate,
+}
+
+impl Running {
+    /// As of now.
+    fn told(&self) -> JobInfo {
+        let JobInfo { bytes, bytes_total, .. } = self.info;
+        let bytes_per_s = self.rate.per_s(bytes, Instant::now()).filter(|_| bytes_total > 0);
+        let left_s = rate::seconds(bytes_total.saturating_sub(bytes), bytes_per_s);
+        JobInfo { bytes_per_s, left_s, ..self.info.clone() }
+    }
+}
+
 #[derive(Default)]
 struct Table {
-    running: BTreeMap<String, JobInfo>,
+    running: BTreeMap<String, Running>,
     /// Persons' commands that wait for a space.
     waiting: BTreeMap<String, usize>,
 }
@@ -41,7 +58,7 @@ impl Jobs {
     pub fn begin(&self, space: &str, stage: &str, sink: Arc<dyn ProgressSink>) -> Result<Arc<Job>, ApiError> {
         let mut table = self.table();
         if let Some(other) = table.running.get(space) {
-            return Err(busy(other));
+            return Err(busy(&other.info));
         }
         Ok(self.enter(&mut table, space, stage, sink, false))
     }
@@ -60,7 +77,7 @@ impl Jobs {
             let left = self.left.notified();
             tokio::pin!(left);
             left.as_mut().enable();
-            let running = self.table().running.get(space).cloned();
+            let running = self.table().running.get(space).map(Running::told);
             match running {
                 None => {
                     // Another person may have been quicker: then that one is named.
@@ -113,8 +130,10 @@ impl Jobs {
             bytes_total: 0,
             since_ms: now_ms(),
             automatic,
+            bytes_per_s: None,
+            left_s: None,
         };
-        table.running.insert(space.to_string(), info);
+        table.running.insert(space.to_string(), Running { info, rate: Rate::default() });
         Arc::new(Job { space: space.to_string(), automatic, jobs: self.clone(), sink })
     }
 
@@ -124,7 +143,7 @@ impl Jobs {
 
     /// What is going on now.
     pub fn list(&self) -> Vec<JobInfo> {
-        self.table().running.values().cloned().collect()
+        self.table().running.values().map(Running::told).collect()
     }
 
     /// Whether a job runs on the space.
@@ -210,12 +229,20 @@ impl Job {
             info.stage = stage.to_string();
             (info.files, info.files_total, info.bytes, info.bytes_total) = (0, 0, 0, 0);
         });
+        self.running(|running| running.rate = Rate::default());
         self.sink.report(Progress::Stage { stage: stage.to_string(), space: self.space.clone() });
     }
 
     fn update(&self, change: impl FnOnce(&mut JobInfo)) {
-        if let Some(info) = self.jobs.table().running.get_mut(&self.space) {
-            change(info);
+        self.running(|running| {
+            change(&mut running.info);
+            running.rate.note(running.info.bytes, Instant::now());
+        });
+    }
+
+    fn running(&self, change: impl FnOnce(&mut Running)) {
+        if let Some(running) = self.jobs.table().running.get_mut(&self.space) {
+            change(running);
         }
     }
 }

@@ -21,6 +21,7 @@ pub mod news;
 pub mod node;
 pub mod pairing;
 pub mod policy;
+mod rate;
 pub mod repair;
 pub mod retention;
 pub mod service;

@@ -1,7 +1,7 @@
-//! Several sites that hold a space serve one at once, and none that is slow or dies holds up the rest. Caps hold.
+//! Several sites that hold a space serve one at once, and none that is slow or dies holds up the rest.
 
 use std::path::Path;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use sluice_tests::pair::{MIB, bytes, text};
 use sluice_tests::{Site, World, wait};
@@ -60,33 +60,7 @@ fn three_sites_serve_one_and_one_of_them_dies() {
     assert!(std::fs::read(copy.join("raw/large")).expect("published") == large);
     let helped = served(two) - before;
     assert!(helped > 4 * MIB as u64, "the second helper served {helped} bytes");
-    let log = fourth.log_tail();
-    assert!(log.contains("a helping source failed"), "{log}");
     assert_eq!(fourth.json(["verify", "acme", "--deep"])["ok"], true);
     let moved = fourth.json(["status"])["moved_bytes_total"].as_u64().expect("a number");
     assert!(moved < large.len() as u64 * 11 / 10, "{moved} bytes came for {}", large.len());
-}
-
-#[test]
-fn nothing_goes_faster_than_the_cap() {
-    for (capped, lane) in [("playground", "true"), ("cradle", "false")] {
-        let world = World::new();
-        let data = bytes(2, 10 * MIB);
-        let lake = world.plain_lake("lake", &[("raw/large", &data), ("raw/small", &data[..100_000])]);
-        let [owner, replica] = ["playground", "cradle"].map(|name| {
-            let mut site = world.sleeping_site(name);
-            site.set("SLUICE__P2P__TLS", lane);
-            if name == capped {
-                site.set("SLUICE__LIMITS__MAX_MBPS", "40");
-            }
-            site.start();
-            site
-        });
-        owner.json(["space", "add", "acme", text(&lake)]);
-        let (ticket, start) = (owner.invite("acme"), Instant::now());
-        join(&replica, &ticket, &world.path("copy"));
-        let took = start.elapsed().as_secs_f64();
-        // Ten mebibytes at five million bytes a second.
-        assert!(took > 1.9, "{capped} is capped, and the copy took {took} s");
-    }
 }

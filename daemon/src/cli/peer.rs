@@ -53,7 +53,11 @@ impl Peer {
 /// Which lane carries bulk data, how fast it was, and why it is this one.
 fn bulk(lane: &BulkLane) -> String {
     let rate = lane.bytes_per_s.map(|rate| format!(", {}/s last", mib(rate))).unwrap_or_default();
-    format!("{}{rate}: {}", clean(&lane.lane), clean(&lane.why))
+    let saved = match lane.saved_bytes {
+        0 => String::new(),
+        bytes => format!(", {} spared by compression", mib(bytes)),
+    };
+    format!("{}{rate}{saved}: {}", clean(&lane.lane), clean(&lane.why))
 }
 
 fn text(peer: &PeerInfo, now_ms: u64) -> String {

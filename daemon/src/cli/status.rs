@@ -8,7 +8,7 @@ use sluice_protocol::api::{self, Alert, JobInfo, Operation, PeerInfo, Role, Spac
 
 use super::context::Context;
 use super::gc::aside;
-use super::output::{Table, ago, clean, count, mib, now_ms, since};
+use super::output::{Table, ago, clean, count, mib, now_ms, per_second, since};
 use super::resolve::{branches, diverged};
 use super::{Ended, Result, output};
 
@@ -181,16 +181,26 @@ pub(super) fn peers(peers: &[PeerInfo], now_ms: u64) -> String {
     table.text()
 }
 
+/// How fast a stage goes, and how long the rest of it takes.
+fn pace(job: &JobInfo) -> String {
+    match (job.bytes_per_s, job.left_s) {
+        (Some(rate), Some(left)) => format!(", {}, about {} left", per_second(rate, 1.0), ago(0, left.max(2) * 1000)),
+        (Some(_), None) => ", nothing moves".into(),
+        (None, _) => String::new(),
+    }
+}
+
 fn jobs(jobs: &[JobInfo], now_ms: u64) -> String {
     let of = |done: String, total: Option<String>| total.map_or(done.clone(), |t| format!("{done} of {t}"));
     let line = |j: &JobInfo| {
         format!(
-            "> {}: {} for {}, {} files, {}\n",
+            "> {}: {} for {}, {} files, {}{}\n",
             clean(&j.space),
             clean(&j.stage),
             ago(j.since_ms, now_ms),
             of(j.files.to_string(), (j.files_total > 0).then(|| j.files_total.to_string())),
             of(mib(j.bytes), (j.bytes_total > 0).then(|| mib(j.bytes_total))),
+            pace(j),
         )
     };
     jobs.iter().map(line).collect()

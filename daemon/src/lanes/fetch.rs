@@ -160,8 +160,11 @@ impl Peer {
         Ok(self.carried(hash, Carrier::Quic(self.lease().await?)))
     }
 
-    /// The tls lane, when that is to be had.
+    /// The tls lane, when that is to be had and worth it.
     async fn over_tls(&self, hash: BlobHash) -> Option<Get> {
+        if !self.has_bulk() {
+            return None;
+        }
         let talk = self.tls().talk().await?;
         Some(self.carried(hash, Carrier::Tls(Box::new(talk), self.tls().clone())))
     }

@@ -107,9 +107,11 @@ pub const TLS_IDLE_SERVED: Duration = Duration::from_secs(90);
 /// How long one that we dialled is kept for the next request: less, so that it is not closed under us.
 pub const TLS_IDLE_KEPT: Duration = Duration::from_secs(45);
 /// How long the first request to a peer waits for its tls lane before it takes quic.
-pub const TLS_HEAD_START: Duration = Duration::from_millis(300);
+pub const TLS_HEAD_START: Duration = Duration::from_secs(1);
 /// How long the tls lane of a peer is left alone after it failed.
 pub const TLS_DOWN: Duration = Duration::from_secs(60);
+/// Less than this goes over the connection of quic that is there already, in bytes.
+pub const TLS_WORTH_BYTES: u64 = 1024 * 1024;
 /// How long the end of an answer may take after its last byte.
 pub const TLS_END: Duration = Duration::from_secs(1);
 /// How long an address has to answer before the next one is tried, too.

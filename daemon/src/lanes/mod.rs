@@ -22,6 +22,7 @@ mod get;
 pub mod limits;
 pub mod message;
 mod pace;
+mod pack;
 mod peer;
 mod quic;
 mod serve;

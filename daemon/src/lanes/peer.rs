@@ -48,6 +48,8 @@ struct Inner {
 struct Flying {
     flight: Flight,
     connections: usize,
+    /// Bytes that are to come, as far as that is known.
+    left: Option<u64>,
 }
 
 impl Flying {
@@ -82,7 +84,8 @@ pub(super) struct Lease {
 
 impl Peer {
     pub(super) fn new(lane: QuicLane, site: SiteId, addresses: Vec<SocketAddr>, tls: tls::Pool) -> Self {
-        let flying = Flying { flight: Flight::default(), connections: lane.settings().connections_per_peer };
+        let connections = lane.settings().connections_per_peer;
+        let flying = Flying { flight: Flight::default(), connections, left: None };
         let brake = lane.brake(site);
         let inner = Inner {
             lane,
@@ -114,7 +117,8 @@ impl Peer {
     pub fn expect(&self, left: u64, requests: usize) {
         let most = self.settings().connections_per_peer;
         let rtt = self.pool(|pool| pool.iter().flat_map(|p| round_trip(&p.connection)).max()).unwrap_or_default();
-        let flying = Flying { flight: Flight::of(left, requests, rtt), connections: requests.clamp(1, most) };
+        let (flight, connections) = (Flight::of(left, requests, rtt), requests.clamp(1, most));
+        let flying = Flying { flight, connections, left: Some(left) };
         *self.inner.flight.lock().unwrap_or_else(PoisonError::into_inner) = flying;
         self.pool(|pool| pool.iter().for_each(|p| flying.widen(&p.connection)));
     }
@@ -138,6 +142,11 @@ impl Peer {
     pub(super) fn window(&self) -> u64 {
         let flying = self.flying();
         flying.flight.window_of_each(flying.connections)
+    }
+
+    /// Whether so much is to come that another connection is worth its dialling.
+    pub(super) fn has_bulk(&self) -> bool {
+        self.flying().left.is_none_or(|left| left >= limits::TLS_WORTH_BYTES)
     }
 
     /// Verified bytes that one request collects before they are written.

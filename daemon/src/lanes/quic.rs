@@ -42,6 +42,8 @@ pub struct QuicConfig {
     pub tls: bool,
     /// How much of the line bulk data may take.
     pub caps: Caps,
+    /// Whether bytes are packed where it pays.
+    pub compress: bool,
     /// Connections for blobs to one peer, 1 at least.
     pub connections_per_peer: usize,
     /// How long dialling may take.
@@ -64,6 +66,7 @@ impl QuicConfig {
             addresses: Vec::new(),
             tls: true,
             caps: Caps::default(),
+            compress: true,
             connections_per_peer: limits::CONNECTIONS_PER_PEER,
             connect_timeout: limits::CONNECT_TIMEOUT,
             answer_timeout: limits::ANSWER_TIMEOUT,
@@ -77,6 +80,7 @@ impl QuicConfig {
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Settings {
     pub loopback: bool,
+    pub compress: bool,
     pub connections_per_peer: usize,
     pub connect_timeout: Duration,
     pub answer_timeout: Duration,
@@ -139,6 +143,7 @@ impl QuicLane {
         let stop = CancellationToken::new();
         let settings = Settings {
             loopback: config.loopback,
+            compress: config.compress,
             connections_per_peer: config.connections_per_peer.max(1),
             connect_timeout: config.connect_timeout,
             answer_timeout: config.answer_timeout,

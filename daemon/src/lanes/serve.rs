@@ -9,6 +9,7 @@
 //! answer that ends before it. Damage found on the way is a reset, and the host is told.
 
 use std::collections::VecDeque;
+use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -16,6 +17,7 @@ use bytes::Bytes;
 use iroh_blobs::protocol::{ERR_INTERNAL, ERR_LIMIT, ERR_PERMISSION, Request};
 use iroh_blobs::util::{RecvStream, SendStream};
 use sluice_protocol::ids::{BlobHash, SiteId};
+use tokio::io::AsyncWrite;
 use tokio::task::spawn_blocking;
 use tokio::time::timeout;
 
@@ -23,6 +25,8 @@ use super::Host;
 use super::caps::Brake;
 use super::encode::{EncodeError, Job};
 use super::limits::{REQUEST_BLOBS_MAX, REQUEST_RANGES_BYTES_MAX, REQUEST_TIMEOUT};
+use super::pack::{Gauge, Piece};
+use super::tls;
 
 /// First byte of a request for one blob.
 const TAG_GET: u8 = 0;
@@ -53,8 +57,33 @@ pub(super) enum ServeError {
 
 type Wanted = VecDeque<(BlobHash, bao_tree::ChunkRanges)>;
 
+/// The half that answers are written to. Some can carry packed pieces.
+pub(super) trait Answering: SendStream {
+    /// What decides whether a piece is packed; none where none may be.
+    fn gauge(&self) -> Option<Arc<Gauge>> {
+        None
+    }
+
+    /// Writes a piece, packed or not.
+    fn piece(&mut self, piece: Piece) -> impl Future<Output = std::io::Result<()>> + Send {
+        self.send_bytes(piece.bytes)
+    }
+}
+
+impl Answering for iroh::endpoint::SendStream {}
+
+impl<W: AsyncWrite + Send + Unpin> Answering for tls::Sender<W> {
+    fn gauge(&self) -> Option<Arc<Gauge>> {
+        tls::Sender::gauge(self).cloned()
+    }
+
+    fn piece(&mut self, piece: Piece) -> impl Future<Output = std::io::Result<()>> + Send {
+        tls::Sender::piece(self, piece)
+    }
+}
+
 /// Reads one request and answers it, no faster than the brake allows.
-pub(super) async fn stream<R: RecvStream, W: SendStream>(
+pub(super) async fn stream<R: RecvStream, W: Answering>(
     host: Arc<dyn Host>,
     peer: SiteId,
     reader: &mut R,
@@ -140,28 +169,28 @@ fn wanted(request: Request) -> Result<Wanted, ServeError> {
 }
 
 /// Sends piece after piece; while one is on its way the next is made.
-async fn answer<W: SendStream>(
+async fn answer<W: Answering>(
     host: Arc<dyn Host>,
     peer: SiteId,
     wanted: Wanted,
     writer: &mut W,
     (brake, stall): (&Brake, Duration),
 ) -> Result<(), ServeError> {
-    let mut next = spawn_fill(Job::new(host.clone(), peer, wanted));
+    let gauge = writer.gauge();
+    let fill = |job| spawn_fill(job, gauge.clone(), brake.clone());
+    let mut next = fill(Box::new(Job::new(host.clone(), peer, wanted)));
     loop {
-        let (job, piece) = next.await.map_err(|e| ServeError::Cancelled(e.to_string()))?;
-        let piece = piece?;
-        if piece.is_empty() {
+        let (job, pieces) = next.await.map_err(|e| ServeError::Cancelled(e.to_string()))?;
+        let pieces = pieces?;
+        if pieces.is_empty() {
             let ended = timeout(stall, writer.sync()).await;
             return ended.map_err(|_| ServeError::Stalled(stall.as_secs()))?.map_err(ServeError::Gone);
         }
-        next = spawn_fill(job);
-        let mut piece = Bytes::from(piece);
-        while !piece.is_empty() {
-            let slice = piece.split_to(brake.slice(piece.len()).min(piece.len()));
-            let bytes = slice.len() as u64;
+        next = fill(job);
+        for piece in pieces {
+            let bytes = piece.bytes.len() as u64;
             brake.take(bytes).await;
-            timeout(stall, writer.send_bytes(slice))
+            timeout(stall, writer.piece(piece))
                 .await
                 .map_err(|_| ServeError::Stalled(stall.as_secs()))?
                 .map_err(ServeError::Gone)?;
@@ -170,13 +199,24 @@ async fn answer<W: SendStream>(
     }
 }
 
-type Filled = (Box<Job>, Result<Vec<u8>, EncodeError>);
+type Filled = (Box<Job>, Result<Vec<Piece>, EncodeError>);
 
-fn spawn_fill(job: impl Into<Box<Job>>) -> tokio::task::JoinHandle<Filled> {
-    let mut job = job.into();
+/// Makes what is sent next: one piece, or some where a cap keeps them small.
+fn spawn_fill(mut job: Box<Job>, gauge: Option<Arc<Gauge>>, brake: Brake) -> tokio::task::JoinHandle<Filled> {
     spawn_blocking(move || {
-        let piece = job.fill();
-        (job, piece)
+        let filled = job.fill().map(|bytes| {
+            let mut bytes = Bytes::from(bytes);
+            let mut pieces = Vec::new();
+            while !bytes.is_empty() {
+                let slice = bytes.split_to(brake.slice(bytes.len()).min(bytes.len()));
+                pieces.push(match &gauge {
+                    Some(gauge) => gauge.pack(slice),
+                    None => Piece { bytes: slice, raw: None },
+                });
+            }
+            pieces
+        });
+        (job, filled)
     })
 }
 

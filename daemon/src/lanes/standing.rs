@@ -42,6 +42,8 @@ struct State {
     offered: bool,
     tls: Meter,
     quic: Meter,
+    /// Bytes that compression spared the line.
+    saved: u64,
 }
 
 #[derive(Default, Clone, Copy)]
@@ -62,6 +64,8 @@ pub struct LaneStanding {
     /// Bytes of blobs that came over each lane since the daemon started.
     pub tls_bytes: u64,
     pub quic_bytes: u64,
+    /// Bytes of these that compression spared the line.
+    pub saved_bytes: u64,
     /// Bytes per second in the last run of transfers over the lane that carried it.
     pub bytes_per_s: Option<u64>,
 }
@@ -111,6 +115,11 @@ impl Standing {
         });
     }
 
+    /// Compression spared the line so many bytes.
+    pub fn saved(&self, bytes: u64) {
+        lock(&self.0).saved += bytes;
+    }
+
     pub fn told(&self) -> LaneStanding {
         let state = lock(&self.0);
         let down = state.down.as_ref().filter(|(since, _)| since.elapsed() <= limits::TLS_DOWN);
@@ -128,7 +137,8 @@ impl Standing {
             let millis = last.saturating_duration_since(began).as_millis().max(1);
             u64::try_from(u128::from(bytes) * 1000 / millis).ok()
         });
-        LaneStanding { bulk, why, tls_bytes: state.tls.total, quic_bytes: state.quic.total, bytes_per_s }
+        let (tls_bytes, quic_bytes, saved_bytes) = (state.tls.total, state.quic.total, state.saved);
+        LaneStanding { bulk, why, tls_bytes, quic_bytes, saved_bytes, bytes_per_s }
     }
 }
 

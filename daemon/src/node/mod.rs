@@ -69,6 +69,7 @@ impl SiteNode {
             addresses: config.p2p.addresses.clone(),
             tls: config.p2p.tls,
             caps: config.limits.caps(),
+            compress: config.p2p.compress,
             connections_per_peer: config.limits.max_connections_per_peer as usize,
             ..QuicConfig::new(home.key())
         })

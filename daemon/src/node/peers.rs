@@ -47,6 +47,7 @@ impl SiteNode {
                 why: s.why,
                 tls_bytes: s.tls_bytes,
                 quic_bytes: s.quic_bytes,
+                saved_bytes: s.saved_bytes,
                 bytes_per_s: s.bytes_per_s,
             }),
             connected: self.site.lane.connections(*site) > 0,

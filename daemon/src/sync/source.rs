@@ -141,6 +141,8 @@ impl Source {
             let count = self.corrupt.fetch_add(1, Ordering::Relaxed) + 1;
             tracing::warn!(error = %e, count, "corrupt bytes from a peer");
             if count >= CORRUPT_PIECES_MAX {
+                // Requests that were under way at the same time may have brought more.
+                let count = CORRUPT_PIECES_MAX;
                 return Err(SyncError::Corrupt { site: self.peer.site(), count, last: e.to_string() });
             }
         }

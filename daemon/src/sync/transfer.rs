@@ -8,7 +8,7 @@ use std::collections::{HashMap, HashSet};
 use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use futures_util::{StreamExt, TryStreamExt, stream};
 use sluice_protocol::annex::ChunkListRef;
@@ -35,6 +35,8 @@ const SMALL_BYTES_MAX: u64 = 256 * 1024;
 const BATCH_BYTES_MAX: u64 = 8 * 1024 * 1024;
 /// See [`BATCH_BYTES_MAX`].
 const BATCH_BLOBS_MAX: usize = 512;
+/// How often it is told how far a large file is.
+const TOLD_EVERY_MS: u64 = 200;
 /// Chunk lists that are recorded in one transaction.
 const LISTS_AT_ONCE: usize = 256;
 /// Counter of the catalog: bytes of new versions that were here already.
@@ -69,6 +71,9 @@ pub(super) struct Run {
     pub open: Mutex<Vec<Staged>>,
     files_done: AtomicU64,
     bytes_done: AtomicU64,
+    /// When progress was told last, in milliseconds since the transfer began.
+    told_ms: AtomicU64,
+    began: Instant,
     files_total: u64,
     bytes_total: u64,
     /// Segments and batches there are at most to do at once.
@@ -119,6 +124,8 @@ impl Transfer {
             open: Mutex::default(),
             files_done: AtomicU64::new(0),
             bytes_done: AtomicU64::new(0),
+            told_ms: AtomicU64::new(0),
+            began: Instant::now(),
             files_total: plan.blobs.len() as u64,
             bytes_total: plan.fetch_bytes(),
             pieces: usize::try_from(segments).unwrap_or(usize::MAX).max(1),
@@ -212,10 +219,18 @@ impl Transfer {
         Ok(())
     }
 
+    /// So many more files are here, and bytes. Told at once where files are, else a few times a second.
     pub(super) fn progress(&self, run: &Run, files: u64, bytes: u64) {
-        let files = run.files_done.fetch_add(files, Ordering::Relaxed) + files;
-        let bytes = run.bytes_done.fetch_add(bytes, Ordering::Relaxed) + bytes;
-        self.watch.amount("transfer", files, run.files_total, bytes, run.bytes_total);
+        let done = run.files_done.fetch_add(files, Ordering::Relaxed) + files;
+        // What was lost on the way and came again counts once.
+        let bytes = (run.bytes_done.fetch_add(bytes, Ordering::Relaxed) + bytes).min(run.bytes_total);
+        let now = u64::try_from(run.began.elapsed().as_millis()).unwrap_or(u64::MAX);
+        let last = run.told_ms.load(Ordering::Relaxed);
+        if files == 0 && now < last.saturating_add(TOLD_EVERY_MS) {
+            return;
+        }
+        run.told_ms.store(now, Ordering::Relaxed);
+        self.watch.amount("transfer", done, run.files_total, bytes, run.bytes_total);
     }
 
     /// Makes what has arrived durable and counts it.

@@ -94,18 +94,23 @@ impl Batch {
 
 /// Writes into a blob until it is filled. A write of a request that was given up may come late: it has the same bytes as
 /// whoever took over, and would only touch a file whose fingerprint is recorded.
-struct StagedSink(Arc<Filling>);
+struct StagedSink {
+    filling: Arc<Filling>,
+    hands: Arc<Hands>,
+}
 
 impl StagedSink {
     fn write(&self, write: impl FnOnce(&Staged) -> Result<(), StagingError>) -> std::io::Result<()> {
-        let filled = self.0.filled.read().unwrap_or_else(PoisonError::into_inner);
-        if *filled { Ok(()) } else { write(&self.0.staged).map_err(as_io) }
+        let filled = self.filling.filled.read().unwrap_or_else(PoisonError::into_inner);
+        if *filled { Ok(()) } else { write(&self.filling.staged).map_err(as_io) }
     }
 }
 
 impl LeafSink for StagedSink {
     fn leaf(&self, offset: u64, data: &[u8]) -> std::io::Result<()> {
-        self.write(|staged| staged.write_leaf(offset, data))
+        self.write(|staged| staged.write_leaf(offset, data))?;
+        self.hands.transfer.progress(&self.hands.run, 0, data.len() as u64);
+        Ok(())
     }
     fn parent(&self, index: u64, pair: &[u8; 64]) -> std::io::Result<()> {
         self.write(|staged| staged.put_parent(index, pair))
@@ -277,7 +282,7 @@ impl Hands {
         self.crew.hopeless().iter().flat_map(Work::blobs).for_each(|hash| self.run.lost(hash));
     }
 
-    async fn fetch(&self, source: &Source, hand: &InHand<Work>) -> Result<Outcome, SyncError> {
+    async fn fetch(self: &Arc<Self>, source: &Source, hand: &InHand<Work>) -> Result<Outcome, SyncError> {
         match &hand.task {
             Work::Batch(batch) => self.batch(source, hand, batch).await,
             Work::Segment(filling, range) => self.segment(source, hand, filling, range).await,
@@ -285,14 +290,14 @@ impl Hands {
     }
 
     async fn segment(
-        &self,
+        self: &Arc<Self>,
         source: &Source,
         hand: &InHand<Work>,
         filling: &Arc<Filling>,
         range: &Range<u64>,
     ) -> Result<Outcome, SyncError> {
         let staged = &filling.staged;
-        let sink: Arc<dyn LeafSink> = Arc::new(StagedSink(filling.clone()));
+        let sink: Arc<dyn LeafSink> = Arc::new(StagedSink { filling: filling.clone(), hands: self.clone() });
         let missing = || staged.missing(range.clone());
         let fetched = tokio::select! {
             fetched = source.ranges(staged.hash(), staged.size(), &missing, sink) => fetched,
@@ -303,7 +308,6 @@ impl Hands {
             Err(SyncError::Fetch(FetchError::NotThere { .. })) => return Ok(self.back(hand, hand.task.clone(), true)),
             Err(e) => return self.failed(hand, hand.task.clone(), e),
         }
-        self.transfer.progress(&self.run, 0, range.end - range.start);
         if filling.left.fetch_sub(1, Ordering::AcqRel) > 1 {
             return Ok(Outcome::Done);
         }
@@ -321,7 +325,10 @@ impl Hands {
     async fn batch(&self, source: &Source, hand: &InHand<Work>, batch: &Arc<Batch>) -> Result<Outcome, SyncError> {
         let wanted = || batch.blobs.iter().map(|b| (b.wanted.hash, b.wanted.size));
         let asked: Vec<(BlobHash, u64)> = wanted().filter(|w| w.1 > 0).collect();
-        let arrives = |hash, bytes| batch.got(hash, bytes);
+        let arrives = |hash, bytes: Bytes| {
+            self.transfer.progress(&self.run, 0, bytes.len() as u64);
+            batch.got(hash, bytes);
+        };
         let fetched = tokio::select! {
             fetched = source.many(&asked, &arrives), if !asked.is_empty() => Some(fetched),
             () = hand.taken.cancelled() => None,
@@ -331,10 +338,9 @@ impl Hands {
         // An empty file needs no peer.
         pieces.extend(wanted().filter(|w| w.1 == 0 && w.0 == BlobHash::of(&[])).map(|w| (w.0, Bytes::new())));
         let got: HashSet<BlobHash> = pieces.iter().map(|p| p.0).collect();
-        let (run, count, bytes) =
-            (self.run.clone(), pieces.len() as u64, pieces.iter().map(|p| p.1.len() as u64).sum());
+        let (run, count) = (self.run.clone(), pieces.len() as u64);
         blocking(move || Ok(run.staging.put_small(&pieces)?)).await?;
-        self.transfer.progress(&self.run, count, bytes);
+        self.transfer.progress(&self.run, count, 0);
         let rest: Vec<BlobPlan> = batch.blobs.iter().filter(|b| !got.contains(&b.wanted.hash)).cloned().collect();
         match fetched {
             _ if rest.is_empty() => Ok(Outcome::Done),

@@ -87,6 +87,12 @@ pub struct JobInfo {
     /// Nobody asked for it: the site follows a change.
     #[serde(default)]
     pub automatic: bool,
+    /// Bytes in a second of this stage, of the last half minute; none before there is something to go by.
+    #[serde(default)]
+    pub bytes_per_s: Option<u64>,
+    /// Seconds that the rest of this stage takes at that rate; none while nothing moves.
+    #[serde(default)]
+    pub left_s: Option<u64>,
 }
 
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -363,6 +369,9 @@ pub struct BulkLane {
     /// Bytes of files that came over each lane since the daemon started.
     pub tls_bytes: u64,
     pub quic_bytes: u64,
+    /// Bytes of these that compression spared the line.
+    #[serde(default)]
+    pub saved_bytes: u64,
     /// Bytes per second of the last run of transfers.
     pub bytes_per_s: Option<u64>,
 }

@@ -105,7 +105,8 @@ async fn visit(shared: &Arc<Shared>, host: Arc<dyn Host>, stream: Stream, site: 
     let line = CancellationToken::new();
     let place = shared.registry.enter(site, Arc::new(Line(line.clone())));
     let (recv, send) = tokio::io::split(stream);
-    let mut talk = Talk { recv: Receiver::new(recv), send: Sender::new(send), site, host };
+    let mut talk =
+        Talk { recv: Receiver::new(recv), send: Sender::new(send).packing(shared.settings.compress), site, host };
     let all = async {
         if talk.host.is_paired(site) {
             drop(standing);

@@ -2,22 +2,28 @@
 //!
 //! A frame is a `u32` in little-endian order and what it announces. Below 2^31 it is a number of bytes that follow,
 //! [`FRAME_BYTES_MAX`] at most; 0 is the end of this side's half of the exchange. With the highest bit set the sender
-//! gave up, and the other 31 bits say why, in the codes that the quic lane uses.
+//! gave up, and the other 31 bits say why, in the codes that the quic lane uses. With the second highest bit set a `u32` of
+//! what the bytes come to follows, and then they, as one frame of zstd.
 //!
 //! Invariant: a connection is used again only after both halves of an exchange came to their end. Whatever else
 //! happens on it, it is closed.
 
 use std::io;
+use std::sync::Arc;
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use iroh::endpoint::VarInt;
 use iroh_blobs::util::{RecvStream, SendStream};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 
+use crate::lanes::pack::{self, Gauge, Piece};
+
 /// Most bytes of one frame.
 pub(super) const FRAME_BYTES_MAX: usize = 1024 * 1024;
 /// The bit that marks a frame in which the sender gives up.
 const GAVE_UP: u32 = 1 << 31;
+/// The bit that marks a frame whose bytes are packed.
+const PACKED: u32 = 1 << 30;
 /// Bytes read from the connection at once: a good many records of TLS, which have 16 KiB each.
 const READ_BYTES: usize = 256 * 1024;
 
@@ -34,12 +40,16 @@ pub(in crate::lanes) struct Receiver<R> {
     held: BytesMut,
     /// Bytes of the present frame that are still to come.
     left: usize,
+    /// What is left of them, where they came packed.
+    unpacked: Bytes,
+    /// Bytes that packing spared the line.
+    saved: u64,
     ended: bool,
 }
 
 impl<R: AsyncRead + Send + Unpin> Receiver<R> {
     pub fn new(from: R) -> Self {
-        Self { from, held: BytesMut::new(), left: 0, ended: false }
+        Self { from, held: BytesMut::new(), left: 0, unpacked: Bytes::new(), saved: 0, ended: false }
     }
 
     /// Whether the other side's half came to its end.
@@ -50,6 +60,11 @@ impl<R: AsyncRead + Send + Unpin> Receiver<R> {
     /// Makes ready for the next exchange.
     pub fn again(&mut self) {
         self.ended = false;
+    }
+
+    /// Bytes that packing spared the line since this was asked last.
+    pub fn take_saved(&mut self) -> u64 {
+        std::mem::take(&mut self.saved)
     }
 
     /// Waits until the other side begins to say something; `false` when it closed the connection instead.
@@ -84,6 +99,7 @@ impl<R: AsyncRead + Send + Unpin> Receiver<R> {
             match said as usize {
                 _ if said & GAVE_UP != 0 => return Err(io::Error::other(GaveUp(said & !GAVE_UP))),
                 0 => self.ended = true,
+                n if said & PACKED != 0 => self.packed(n & !(PACKED as usize)).await?,
                 n if n > FRAME_BYTES_MAX => {
                     return Err(io::Error::new(io::ErrorKind::InvalidData, format!("a frame of {n} bytes")));
                 }
@@ -93,10 +109,33 @@ impl<R: AsyncRead + Send + Unpin> Receiver<R> {
         Ok(!self.ended)
     }
 
+    /// Unpacks the frame of `n` bytes that begins.
+    async fn packed(&mut self, n: usize) -> io::Result<()> {
+        while self.held.len() < 4 {
+            self.more().await?;
+        }
+        let raw = self.held.get_u32_le() as usize;
+        if n > FRAME_BYTES_MAX || raw > FRAME_BYTES_MAX || raw == 0 {
+            return Err(io::Error::new(io::ErrorKind::InvalidData, format!("a packed frame of {n} for {raw} bytes")));
+        }
+        while self.held.len() < n {
+            self.more().await?;
+        }
+        self.unpacked = pack::unpack(&self.held.split_to(n), raw)?;
+        self.saved += raw.saturating_sub(n) as u64;
+        self.left = raw;
+        Ok(())
+    }
+
     /// Some bytes of the exchange, `most` at most; none at its end.
     async fn some(&mut self, most: usize) -> io::Result<Bytes> {
         if !self.frame().await? {
             return Ok(Bytes::new());
+        }
+        if !self.unpacked.is_empty() {
+            let n = most.min(self.unpacked.len());
+            self.left -= n;
+            return Ok(self.unpacked.split_to(n));
         }
         if self.held.is_empty() {
             self.more().await?;
@@ -165,11 +204,13 @@ pub(in crate::lanes) struct Sender<W> {
     /// A frame was begun and not finished: nothing else can be said on this connection any more.
     within: bool,
     gives_up: Option<u32>,
+    /// Whether packing pays on this line; none where it is not to be done.
+    gauge: Option<Arc<Gauge>>,
 }
 
 impl<W: AsyncWrite + Send + Unpin> Sender<W> {
     pub fn new(to: W) -> Self {
-        Self { to, within: false, gives_up: None }
+        Self { to, within: false, gives_up: None, gauge: None }
     }
 
     /// Says that this half does not come to its end, where that can still be said.
@@ -178,6 +219,38 @@ impl<W: AsyncWrite + Send + Unpin> Sender<W> {
             return Ok(());
         }
         self.word(GAVE_UP | (code & !GAVE_UP)).await
+    }
+
+    /// The same, and pieces are packed where it pays.
+    pub fn packing(mut self, packs: bool) -> Self {
+        self.gauge = packs.then(Arc::default);
+        self
+    }
+
+    /// How fast the line is, and whether packing pays on it.
+    pub fn gauge(&self) -> Option<&Arc<Gauge>> {
+        self.gauge.as_ref()
+    }
+
+    /// A piece of an answer.
+    pub async fn piece(&mut self, piece: Piece) -> io::Result<()> {
+        let sent = piece.bytes.len() as u64;
+        match piece.raw {
+            None => self.write(&piece.bytes).await?,
+            Some(raw) => {
+                let mut head = [0; 8];
+                head[..4].copy_from_slice(&(PACKED | piece.bytes.len() as u32).to_le_bytes());
+                head[4..].copy_from_slice(&(raw as u32).to_le_bytes());
+                self.within = true;
+                self.to.write_all(&head).await?;
+                self.to.write_all(&piece.bytes).await?;
+                self.within = false;
+            }
+        }
+        if let Some(gauge) = &self.gauge {
+            gauge.sent(sent);
+        }
+        Ok(())
     }
 
     /// A whole half: these bytes, and its end.
@@ -309,5 +382,38 @@ mod tests {
         near.write_all(&((FRAME_BYTES_MAX + 1) as u32).to_le_bytes()).await.unwrap();
         let e = Receiver::new(far).recv_bytes(1).await.unwrap_err();
         assert_eq!(e.kind(), io::ErrorKind::InvalidData);
+    }
+
+    #[tokio::test]
+    async fn a_packed_frame_reads_like_any_other() {
+        let (send, mut recv) = ends();
+        let mut send = send.packing(true);
+        let text = Bytes::from("acme,".repeat(40_000));
+        for _ in 0..2 {
+            let piece = send.gauge().unwrap().pack(text.clone());
+            assert!(piece.raw.is_some());
+            send.send(b"head").await.unwrap();
+            send.piece(piece).await.unwrap();
+            send.piece(Piece { bytes: Bytes::from_static(b"tail"), raw: None }).await.unwrap();
+            send.sync().await.unwrap();
+            assert_eq!(recv.recv_bytes(1 << 20).await.unwrap(), [b"head", &text[..], b"tail"].concat());
+            assert!(recv.has_ended());
+            assert!(recv.take_saved() > 150_000);
+            recv.again();
+        }
+    }
+
+    #[tokio::test]
+    async fn a_packed_frame_that_lies_about_its_length_is_refused() {
+        let packed = Gauge::default().pack(vec![7; 100_000].into()).bytes;
+        for (n, raw) in
+            [(packed.len(), 99_999), (packed.len(), FRAME_BYTES_MAX + 1), (FRAME_BYTES_MAX + 1, 5), (packed.len(), 0)]
+        {
+            let (mut near, far) = tokio::io::duplex(1 << 20);
+            near.write_all(&(PACKED | n as u32).to_le_bytes()).await.unwrap();
+            near.write_all(&(raw as u32).to_le_bytes()).await.unwrap();
+            near.write_all(&packed).await.unwrap();
+            assert!(Receiver::new(far).recv_bytes(1).await.is_err(), "{n} for {raw}");
+        }
     }
 }

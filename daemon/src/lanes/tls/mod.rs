@@ -25,7 +25,7 @@ use super::admission::CLOSE_NOT_PAIRED;
 use super::error::LaneError;
 
 pub(super) use accept::run;
-pub(super) use frames::GaveUp;
+pub(super) use frames::{GaveUp, Sender};
 pub(super) use keys::Keys;
 pub(super) use pool::Pool;
 pub(super) use talk::{Reading, Said, Talk};

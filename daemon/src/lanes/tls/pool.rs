@@ -86,7 +86,7 @@ pub(super) struct Inner {
     keys: Keys,
     shared: Arc<Shared>,
     places: Arc<Semaphore>,
-    standing: Arc<Standing>,
+    pub standing: Arc<Standing>,
     rested: Mutex<Vec<Rested>>,
 }
 
@@ -134,7 +134,7 @@ impl Pool {
             return None;
         }
         if let Some(rested) = self.take_rested() {
-            return Some(Talk::new(rested, Arc::downgrade(&self.inner), true, place));
+            return Some(Talk::new(rested, &self.inner, true, place));
         }
         let patience = if self.inner.standing.is_proved() { limits::CONNECT_TIMEOUT } else { limits::TLS_HEAD_START };
         let (say, hear) = oneshot::channel();
@@ -158,7 +158,7 @@ impl Pool {
             }
         });
         let (fresh, place) = timeout(patience, hear).await.ok()?.ok()?;
-        Some(Talk::new(fresh, Arc::downgrade(&self.inner), false, place))
+        Some(Talk::new(fresh, &self.inner, false, place))
     }
 
     /// A connection that had rested did not carry anything: the others are of that age, and go too.

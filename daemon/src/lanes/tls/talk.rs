@@ -15,6 +15,7 @@ use iroh_blobs::util::{RecvStream, SendStream};
 use tokio::sync::OwnedSemaphorePermit;
 
 use super::pool::{Inner, Line, Receiving, Rested, lock};
+use crate::lanes::standing::Standing;
 
 /// A lent connection.
 pub(in crate::lanes) struct Talk {
@@ -24,6 +25,7 @@ pub(in crate::lanes) struct Talk {
     /// Requests whose answers were not begun to be read.
     unanswered: usize,
     home: Weak<Inner>,
+    standing: Arc<Standing>,
     /// It carried an exchange before, so that the other end may have closed it since.
     pub had_rested: bool,
     _place: OwnedSemaphorePermit,
@@ -37,13 +39,14 @@ struct Half {
 
 impl Talk {
     /// Takes a connection out of its rest.
-    pub(super) fn new(rested: Rested, home: Weak<Inner>, had_rested: bool, place: OwnedSemaphorePermit) -> Self {
+    pub(super) fn new(rested: Rested, home: &Arc<Inner>, had_rested: bool, place: OwnedSemaphorePermit) -> Self {
         let Rested { recv, send, line, .. } = rested;
         Self {
             rested: Some(Half { send, line }),
             between: Arc::new(Mutex::new(Some(recv))),
             unanswered: 0,
-            home,
+            home: Arc::downgrade(home),
+            standing: home.standing.clone(),
             had_rested,
             _place: place,
         }
@@ -62,7 +65,8 @@ impl Talk {
         let recv = lock(&self.between).take().ok_or_else(gone)?;
         let half = self.rested.as_ref().ok_or_else(gone)?;
         self.unanswered = self.unanswered.checked_sub(1).ok_or_else(gone)?;
-        Ok(Reading { recv: Some(recv), line: half.line.clone(), between: self.between.clone() })
+        let (line, between, standing) = (half.line.clone(), self.between.clone(), self.standing.clone());
+        Ok(Reading { recv: Some(recv), line, between, standing })
     }
 }
 
@@ -83,6 +87,7 @@ pub(in crate::lanes) struct Reading {
     recv: Option<Receiving>,
     line: Arc<Line>,
     between: Arc<Mutex<Option<Receiving>>>,
+    standing: Arc<Standing>,
 }
 
 impl Drop for Reading {
@@ -91,6 +96,7 @@ impl Drop for Reading {
             && recv.has_ended()
         {
             recv.again();
+            self.standing.saved(recv.take_saved());
             *lock(&self.between) = Some(recv);
         }
     }
