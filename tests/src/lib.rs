@@ -6,6 +6,7 @@
 
 pub mod lake;
 pub mod liar;
+pub mod line;
 pub mod mole;
 pub mod net;
 pub mod outsider;
@@ -14,6 +15,7 @@ pub mod shaper;
 pub mod site;
 pub mod skip;
 pub mod wait;
+mod way;
 pub mod world;
 
 pub use lake::{Lake, Rounds, differences, inspect};

@@ -6,6 +6,7 @@
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use crate::line::{self, Line};
 use crate::site::Site;
 
 /// Names of our namespaces begin with this; the process id follows.
@@ -55,6 +56,18 @@ impl Net {
         }
         ends
     }
+
+    /// Joins two namespaces by a line that can be made a bad one; none when this machine permits none, and the
+    /// test is left out.
+    pub fn line(&mut self, one: (&Space, &str), other: (&Space, &str), seed: u64) -> Option<Line> {
+        if let Some(why) = line::forbidden() {
+            crate::skip(&why);
+            return None;
+        }
+        self.cables += 1;
+        let name = format!("l{}", self.cables);
+        Some(Line::between(&name, [one, other], false, seed).expect("root may make a device"))
+    }
 }
 
 impl Drop for Net {
@@ -67,6 +80,11 @@ impl Drop for Net {
 }
 
 impl Space {
+    /// One that somebody else made and removes.
+    pub fn named(name: &str) -> Self {
+        Self(name.to_owned())
+    }
+
     /// Runs `ip` in the namespace.
     #[track_caller]
     pub fn ip(&self, args: &[&str]) {

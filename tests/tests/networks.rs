@@ -232,6 +232,30 @@ fn who_cannot_reach_the_owner_comes_along_through_a_third_site() {
 }
 
 #[test]
+fn the_tls_lane_holds_on_a_far_and_lossy_line() {
+    let Some(mut net) = Net::new() else { return };
+    let world = World::new();
+    let (left, right) = (net.space(), net.space());
+    let Some(line) = net.line((&left, "10.77.1.1/24"), (&right, "10.77.1.2/24"), 5) else { return };
+    let lake = world.plain_lake("lake", &[("raw/a.txt", b"one"), ("raw/still.bin", &noise(1, 300_000))]);
+    let owner = site(&world, &left, "playground", None);
+    share(&owner, &lake);
+    let replica = site(&world, &right, "cradle", None);
+    let copy = join(&world, &owner, &replica);
+
+    line.set(Conditions { delay: Duration::from_millis(10), loss_permille: 10, ..Conditions::default() });
+    let data = noise(5, 4 * MIB);
+    std::fs::write(lake.join("raw/new.bin"), &data).expect("the lake is ours");
+    let took = converges(&owner, &replica, &copy.join("raw/new.bin"), &data);
+    let [there, back] = line.counts();
+    let bulk = replica.json(["peer", "show", "playground"])["bulk"].clone();
+    eprintln!("4 MiB came in {took:.1?}; passed and lost there {there:?}, back {back:?}; {bulk}");
+    assert!(there.1 > 10 && back.1 > 0, "the line lost too little: {there:?}, {back:?}");
+    assert_eq!(bulk["lane"], "tls", "{bulk}");
+    assert!(bulk["tls_bytes"].as_u64().expect("a number") > 4 * MIB as u64, "{bulk}");
+}
+
+#[test]
 #[ignore = "soak: some ten minutes of bad lines, each with more data"]
 fn the_ladder_of_bad_lines() {
     let Some(pair) = Pair::new(4) else { return };
