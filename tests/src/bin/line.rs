@@ -5,7 +5,7 @@
 //! Prints `ready` when packets go through. Stands until its standard input ends, then prints one JSON line: packets
 //! that passed and that were lost, there and back. Invariant: it goes with the program that started it.
 
-use std::io::Read;
+use std::io::{Read, Write};
 use std::time::Duration;
 
 use sluice_tests::line::{Conditions, Line};
@@ -42,6 +42,8 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     println!("ready");
     std::io::stdin().read_to_end(&mut Vec::new())?;
     let [there, back] = line.counts();
-    println!(r#"{{"passed":[{},{}],"lost":[{},{}]}}"#, there.0, back.0, there.1, back.1);
+    let told = format!(r#"{{"passed":[{},{}],"lost":[{},{}]}}"#, there.0, back.0, there.1, back.1);
+    // Whoever started it may have been killed.
+    let _ = writeln!(std::io::stdout(), "{told}");
     Ok(())
 }

@@ -2,8 +2,9 @@
 //!
 //!     rival-fsstore give STORE DIR             imports DIR (by reference, without a copy), serves until stdin ends
 //!     rival-fsstore take STORE HASH ID ADDRESS fetches what was imported
+//!     rival-fsstore unpack STORE HASH DIR      writes what was fetched under its names, to be compared
 //!
-//! Each prints one JSON line with what it did and its seconds. Invariant: only iroh's and iroh-blobs' own code moves and
+//! The first two print one JSON line with what they did and their seconds. Invariant: only iroh's and iroh-blobs' own code moves and
 //! stores bytes here; nothing is tuned against it.
 
 use std::io::Read;
@@ -33,7 +34,8 @@ async fn main() -> Outcome<()> {
     match words.as_slice() {
         ["give", store, folder] => give(Path::new(store), Path::new(folder)).await,
         ["take", store, hash, id, address] => take(Path::new(store), hash, id, address).await,
-        _ => Err("usage: rival-fsstore give STORE DIR | take STORE HASH ID ADDRESS".into()),
+        ["unpack", store, hash, folder] => unpack(Path::new(store), hash, Path::new(folder)).await,
+        _ => Err("usage: rival-fsstore give STORE DIR | take STORE HASH ID ADDRESS | unpack STORE HASH DIR".into()),
     }
 }
 
@@ -105,6 +107,18 @@ async fn take(store: &Path, hash: &str, id: &str, address: &str) -> Outcome<()> 
     store.remote().fetch(connection, HashAndFormat::hash_seq(hash)).complete().await?;
     store.sync_db().await?;
     println!(r#"{{"seconds":{}}}"#, begun.elapsed().as_secs_f64());
+    store.shutdown().await?;
+    Ok(())
+}
+
+async fn unpack(store: &Path, hash: &str, folder: &Path) -> Outcome<()> {
+    let store = FsStore::load(store).await?;
+    let hash: Hash = hash.parse()?;
+    for (name, hash) in Collection::load(hash, store.as_ref()).await? {
+        let path = folder.join(name);
+        std::fs::create_dir_all(path.parent().ok_or("a name is a path below the folder")?)?;
+        store.blobs().export(hash, path).await?;
+    }
     store.shutdown().await?;
     Ok(())
 }
