@@ -94,3 +94,40 @@ impl Dice {
         (z ^ (z >> 31)) % limit.max(1)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn way(seed: u64, conditions: Conditions) -> Way {
+        let way = Way::new(seed);
+        way.set(conditions);
+        way
+    }
+
+    #[test]
+    fn the_same_seed_loses_the_same_packets() {
+        let lossy = Conditions { loss_permille: 10, ..Conditions::default() };
+        let fates = |seed| {
+            let way = way(seed, lossy);
+            let fates: Vec<bool> = (0..10_000).map(|_| way.arrival(1500).is_some()).collect();
+            (fates, way.counts())
+        };
+        let (first, (passed, lost)) = fates(7);
+        assert_eq!(first, fates(7).0);
+        assert_ne!(first, fates(8).0);
+        assert!(passed + lost == 10_000 && (50..200).contains(&lost), "{lost} of 10,000 at 1 %");
+    }
+
+    #[test]
+    fn what_comes_too_fast_waits_and_then_is_lost() {
+        let slow = way(1, Conditions { rate: Some(8_000), ..Conditions::default() });
+        let now = Instant::now();
+        // A second of the line each.
+        let arrivals: Vec<_> = (0..3).map(|_| slow.arrival(1000)).collect();
+        assert!(arrivals[0].is_some_and(|at| at >= now + Duration::from_secs(1)));
+        assert_eq!((arrivals[1], arrivals[2]), (None, None));
+        slow.cut(true);
+        assert_eq!((slow.arrival(0), slow.counts()), (None, (1, 3)));
+    }
+}
