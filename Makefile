@@ -30,7 +30,7 @@ help:
 	@echo 'make fuzz       fuzz every decoder, each for SECONDS=60'
 	@echo 'make fmt        format the code'
 	@echo 'make lint       clippy, no warnings allowed'
-	@echo 'make bench      measure beside rsync, b3sum and iroh-blobs (40 minutes); writes docs/benchmarks.md'
+	@echo 'make bench      measure beside rsync, restic, b3sum and iroh-blobs (1 h 45 min); writes docs/benchmarks.md'
 	@echo 'make setup      install what building and testing need'
 
 setup:
@@ -42,14 +42,15 @@ demo:
 	$(SLUICE_BIN) demo
 
 # Times are of release builds without the engine; bytes of table changes need the engine, in any build.
-# PARTS="copy kill" measures only these. What is measured lies on the disk of the target folder.
+# PARTS="copy kill" measures only these, BENCH="--pairs 1" takes any option of bench.py. What is measured lies on the disk
+# of the target folder and takes up to 20 GiB of it. Parts with lines need root, for network namespaces.
 bench: SLUICE_BIN := $(TARGET)/debug/sluice
 bench:
 	@tools/setup.sh bench
 	cargo build --locked --workspace --bin sluice
 	CARGO_TARGET_DIR=$(CORE_TARGET) cargo build --locked --release $(CORE) --bins
 	PYTHONDONTWRITEBYTECODE=1 $(SLUICE_PYTHON) tests/bench/bench.py --sluice $(CORE_TARGET)/release/sluice --engine $(SLUICE_BIN) \
-	    --fsstore $(CORE_TARGET)/release/rival-fsstore --work $(TARGET)/bench --out $(TARGET)/bench.json $(BENCH) $(PARTS)
+	    --fsstore $(CORE_TARGET)/release/rival-fsstore --line $(CORE_TARGET)/release/line --work $(TARGET)/bench --out $(TARGET)/bench.json $(BENCH) $(PARTS)
 	$(SLUICE_PYTHON) tests/bench/report.py $(TARGET)/bench.json docs/benchmarks.md
 
 # In the order in which a failure is cheapest.

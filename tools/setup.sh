@@ -3,7 +3,7 @@
 #
 #   tools/setup.sh build        what building needs: a C compiler, protoc, cmake
 #   tools/setup.sh test         that, and Python with pinned packages, cargo-nextest, cargo-deny
-#   tools/setup.sh bench        what building needs, that Python, and the rivals: rsync, b3sum
+#   tools/setup.sh bench        what building needs, that Python, and the rivals: rsync, ssh, restic, b3sum
 #
 # Only what is missing is installed. System packages come by apt-get, after asking when that
 # takes sudo; everything else goes below the user's cache and can be deleted at any time.
@@ -74,6 +74,9 @@ missing_packages() { # missing_packages build|test|bench: names of the packages 
     have cmake || echo cmake
     if [ "$1" = bench ]; then
         have rsync || echo rsync
+        have restic || echo restic
+        have ssh || echo openssh-client
+        have sshd || [ -x /usr/sbin/sshd ] || echo openssh-server
     fi
     if [ "$1" != build ]; then
         have git || echo git
@@ -94,6 +97,12 @@ python_packages() {
 
 install_packages() {
     local packages=("$@")
+    case " $* " in
+    *" openssh-server "*)
+        say "note: openssh-server starts a service on port 22 where systemd runs; the benchmark starts its own sshd and needs no service:"
+        say "      'systemctl disable --now ssh' ends it"
+        ;;
+    esac
     if ! have apt-get; then
         say "this is not Debian or Ubuntu: please install what these packages hold there, then run this again:"
         fail "    ${packages[*]}   (C and C++ compiler, make, protoc, cmake, Python 3.11 or newer with venv)"
