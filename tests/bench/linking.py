@@ -64,15 +64,14 @@ def multi(bench):
     lake = bench.lake("mixed", lakes.mixed, max(32, int(MULTI_MIB * bench.a.link_scale)))
     with Net() as net:
         spaces, addresses = net.switched(4)
-        holders = [bench.site(name, space=space) for name, space in zip(("giver", "helper-1", "helper-2"), spaces)]
+        # A helper hears by itself that the newcomer was let in.
+        follows = {"SLUICE__FOLLOW__ENABLED": "true"}
+        holders = [bench.site(name, space=space, settings=follows) for name, space in zip(("giver", "helper-1", "helper-2"), spaces)]
         owner, helpers = holders[0], holders[1:]
         owner.share(lake)
         for helper in helpers:
             gone(bench.work / f"copy-{helper.home.name}")
             helper.join(owner, bench.work / f"copy-{helper.home.name}")
-        # Once more, so that the owner can tell a newcomer where they are.
-        for helper in helpers:
-            helper.ask("sync", "acme")
         for space in spaces[:3]:
             limit(space, MULTI_MBIT)
         served = {}
@@ -84,7 +83,7 @@ def multi(bench):
                 elif helper not in up:
                     helper.kill()
             before = [given(site) for site in (owner, *up)]
-            cost = bench.join(lake, owner, space=spaces[3])[0]
+            cost = bench.join(lake, owner, space=spaces[3], settings=follows)[0]
             served[name] = [given(site) - was for site, was in zip((owner, *up), before)]
             say(f"{name}: bytes that each has served: {served[name]}")
             return cost
