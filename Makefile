@@ -30,7 +30,7 @@ help:
 	@echo 'make fuzz       fuzz every decoder, each for SECONDS=60'
 	@echo 'make fmt        format the code'
 	@echo 'make lint       clippy, no warnings allowed'
-	@echo 'make bench      measure beside rsync, restic, b3sum and iroh-blobs (1 h 45 min); writes docs/benchmarks.md'
+	@echo 'make bench      measure beside rsync, restic, b3sum and iroh-blobs (about two hours); writes docs/benchmarks.md'
 	@echo 'make setup      install what building and testing need'
 
 setup:

@@ -8,17 +8,17 @@ from rivals import FsStore, Sshd
 
 
 def copy(bench):
-    """A mixed lake; about 8 minutes for 2 GiB."""
+    """A mixed lake for 2 GiB."""
     return first_copies(bench, "mixed", lakes.mixed, bench.a.mib)
 
 
 def large(bench):
-    """Large files; about 15 minutes for 4 GiB."""
+    """Large files for 4 GiB."""
     return first_copies(bench, "large", lakes.large, bench.a.large_mib)
 
 
 def small(bench):
-    """Files of 1 to 64 KiB; about 15 minutes for 100,000."""
+    """Files of 1 to 64 KiB for 100,000."""
     return first_copies(bench, "small", lakes.small, bench.a.files)
 
 

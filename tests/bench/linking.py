@@ -20,7 +20,7 @@ MULTI_MIB, MULTI_MBIT = 128, 100
 
 
 def links(bench):
-    """About 15 minutes. Half of what is copied is random, half are lines of CSV."""
+    """Half of what is copied is random, half are lines of CSV."""
     found = []
     for link in LINKS:
         if why := permitted(link.tcp):
@@ -60,7 +60,7 @@ def over(bench, link):
 
 
 def multi(bench):
-    """One space at three sites, each with a slow line of its own to the fourth; about 3 minutes."""
+    """One space at three sites, each with a slow line of its own to the fourth."""
     lake = bench.lake("mixed", lakes.mixed, max(32, int(MULTI_MIB * bench.a.link_scale)))
     with Net() as net:
         spaces, addresses = net.switched(4)

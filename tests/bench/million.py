@@ -14,7 +14,7 @@ CHUNKS_ASKED = 10_000_000
 
 
 def million(bench):
-    """About 20 minutes, and 10 GB of disk; `--million-files` and `--chunk-mib` make it smaller."""
+    """Takes some 20 GB of disk; `--million-files` and `--chunk-mib` make it smaller."""
     files = steps(bench, bench.lake("tiny", lakes.tiny, bench.a.million_files))
     runs = []
     for mib in (bench.a.chunk_mib // 4, bench.a.chunk_mib):

@@ -12,7 +12,7 @@ from rivals import Restic, Rsyncd
 
 
 def scan(bench):
-    """A first snapshot. Warm cache, about 5 minutes for 2 GiB."""
+    """A first snapshot. Warm cache."""
     lake = bench.lake("mixed", lakes.mixed, bench.a.mib)
     names = bench.work / "files.list"
     names.write_bytes(b"\0".join(os.fsencode(path) for path in lakes.files_of(lake)))
@@ -45,8 +45,7 @@ def scan(bench):
 
 
 def rescan(bench):
-    """A snapshot of files that did not change, all of them older than a clock can be wrong. About 3 minutes for 100,000
-    files, a quarter of an hour more for a million."""
+    """A snapshot of files that did not change, all of them older than a clock can be wrong."""
     counts = [bench.a.files] + [1_000_000] * bench.a.million
     return {"runs": [rescan_of(bench, files) for files in counts]}
 
@@ -70,7 +69,7 @@ def rescan_of(bench, files):
 
 
 def nochange(bench):
-    """A sync with nothing new to bring, both sites up. About 3 minutes for 100,000 files."""
+    """A sync with nothing new to bring, both sites up."""
     lake = bench.lake("tiny", lakes.tiny, bench.a.files)
     target, rsynced = bench.work / "nochange-sluice", fresh(bench.work / "nochange-rsync")
     gone(target)

@@ -164,10 +164,12 @@ def main():
     results, doc = json.loads(Path(sys.argv[1]).read_text()), Path(sys.argv[2])
     m = results["machine"]
     pairs = sorted({results[part.__name__]["pairs"] for part in PARTS if part.__name__ in results})
+    minutes = [f"{part.__name__} {results[part.__name__]['minutes']:.0f}" for part in PARTS if part.__name__ in results]
     lines = [
         BEGIN, "",
         f"{m['date']}: {m['cores']} cores of {m['cpu']}, {m['memory_gib']} GiB, Linux {m['kernel']}; {'; '.join(m['versions'])}.",
-        f"Each time is the median of {' or '.join(map(str, pairs))} runs in alternating order. TCP on loopback has {m['tcp']}.", "",
+        f"Each time is the median of {' or '.join(map(str, pairs))} runs in alternating order. TCP on loopback has {m['tcp']}.",
+        f"Minutes that each part took, with making, comparing and removing what it copied: {', '.join(minutes)}.", "",
     ]
     for part in PARTS:
         if part.__name__ in results:

@@ -15,7 +15,7 @@ from sites import Site
 
 
 def kill(bench):
-    """A copy that is ended half-way; about 1 minute."""
+    """A copy that is ended half-way."""
     size = bench.a.mib * MIB // 4
     lake = fresh(bench.work / "one")
     write_random(lake / "raw/large.bin", size)
@@ -72,7 +72,7 @@ def kill_rsync(bench, lake, size):
 
 
 def changes(bench):
-    """Tables that change, with the engine; about 2 minutes."""
+    """Tables that change, with the engine."""
     lake, copy, taken = (bench.work / name for name in ("tables", "tables-rsync", "tables-sluice"))
     for path in (lake, copy, taken):
         gone(path)
