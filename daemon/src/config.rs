@@ -165,9 +165,12 @@ impl Limits {
         Caps { mbps: self.max_mbps, mbps_per_peer: self.max_mbps_per_peer, hours }
     }
 
-    /// Segments that are fetched at once, 1 at least.
+    /// Segments that are fetched at once from one source, 1 at least. A small cap is not spread over many: each would
+    /// crawl, and pass for a line that stands still.
     pub fn streams(&self) -> usize {
-        self.segments_in_flight.max(1) as usize
+        let caps = [self.max_mbps, self.max_mbps_per_peer].into_iter().filter(|cap| *cap > 0);
+        let most = caps.min().map_or(u64::MAX, |mbps| (mbps / 2).max(1));
+        u64::from(self.segments_in_flight).clamp(1, most.max(1)) as usize
     }
 }
 

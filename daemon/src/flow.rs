@@ -456,11 +456,21 @@ pub async fn receive(
     let moved_bytes = turns.came_from(&described.source);
     job.stage("verify");
     let verified = verified(site, &lake, received, job).await?;
+    refuse_frozen(site, space)?;
     let unproven = verified.unproven();
     job.stage("publish");
     let published = published(site, &lake, verified, &described, job).await?;
 
     Ok(Arrived { moved_bytes, described, published, unproven, seconds: started.elapsed().as_secs_f64() })
+}
+
+/// A fork may have been found while the bytes came.
+fn refuse_frozen(site: &Site, space: &SpaceId) -> Result<(), ApiError> {
+    let record = site.catalog.read().or_explain()?.space(space).or_explain()?;
+    match record.and_then(|r| r.frozen) {
+        Some(why) => Err(SyncError::Frozen(why)).or_explain(),
+        None => Ok(()),
+    }
 }
 
 /// Brings catalog and live link together again after a kill, and makes names again that are missing at the
@@ -497,9 +507,13 @@ async fn transfer(
         shares: site.shares.clone(),
         salvage: described.salvage.clone(),
     };
-    let others = recruit::others(site, space, record, described.from_site(), described.plan.fetch_bytes())?;
+    let had_turns: Vec<SiteId> = turns.over().iter().copied().chain([described.from_site()]).collect();
+    let others = recruit::others(site, space, record, &had_turns, described.plan.fetch_bytes())?;
     let brought = transfer.run(&described.plan, others).await;
     turns.helped(brought.helpers);
+    if let Some(e) = &brought.first {
+        turns.replaced(&described.source, e);
+    }
     brought.outcome?;
     transfer.remember_lists(described.lists.clone()).await?;
     Ok(Received { space: *space, head: described.head.clone(), sections: described.sections.clone() })

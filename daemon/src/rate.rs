@@ -33,7 +33,8 @@ impl Rate {
 
     /// Bytes in a second, when `bytes` are done now.
     pub fn per_s(&self, bytes: u64, now: Instant) -> Option<u64> {
-        let (at, then) = self.notes.front()?;
+        let old = |(at, _): &&(Instant, u64)| now.saturating_duration_since(*at) >= WINDOW;
+        let (at, then) = self.notes.iter().rev().find(old).or(self.notes.front())?;
         let took = now.saturating_duration_since(*at);
         (took >= FIRST).then(|| (bytes.saturating_sub(*then) as f64 / took.as_secs_f64()) as u64)
     }
@@ -62,7 +63,8 @@ mod tests {
             rate.note(6000 + (s - 60) * 10, at(s));
         }
         assert_eq!(rate.per_s(6300, at(90)), Some(10), "what was fast once is forgotten");
-        assert_eq!(rate.per_s(6300, at(3600)), Some(0), "standing still counts");
+        assert_eq!(rate.per_s(6300, at(119)), Some(0), "standing still counts");
+        assert_eq!(rate.per_s(6300 + 600, at(150)), Some(10));
         assert!(rate.notes.len() < 70);
         assert_eq!((seconds(95, Some(10)), seconds(95, Some(0)), seconds(95, None)), (Some(10), None, None));
     }

@@ -18,6 +18,8 @@ pub const ALPN_PAIR: &[u8] = b"sluice/pair/1";
 pub const ALPN_CONTROL: &[u8] = b"sluice/control/1";
 /// Blobs, in the wire protocol of iroh-blobs: for paired sites, each request checked against grants.
 pub const ALPN_BLOBS: &[u8] = b"/iroh-bytes/4";
+/// The same in frames, which may be packed.
+pub const ALPN_QUIC_BLOBS: &[u8] = b"sluice/blobs-quic/1";
 /// The same on the tls lane, in frames.
 pub const ALPN_TLS_BLOBS: &[u8] = b"sluice/blobs-tls/1";
 

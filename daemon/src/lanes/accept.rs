@@ -5,22 +5,25 @@
 
 use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
+use std::time::Duration;
 
 use iroh::Endpoint;
 use iroh::endpoint::{Connection, Incoming, IncomingAddr, RecvStream, SendStream, VarInt};
 use sluice_protocol::ids::SiteId;
 use sluice_protocol::limits::{MESSAGE_BYTES_MAX, PAIR_MESSAGE_BYTES_MAX};
 use sluice_protocol::messages::{
-    ALPN_BLOBS, ALPN_CONTROL, ALPN_PAIR, Message, REFUSED_LATER, REFUSED_MESSAGE, Refusal,
+    ALPN_BLOBS, ALPN_CONTROL, ALPN_PAIR, ALPN_QUIC_BLOBS, Message, REFUSED_LATER, REFUSED_MESSAGE, Refusal,
 };
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::timeout;
 use tracing::{debug, warn};
 
 use super::admission::{CLOSE_BUSY, CLOSE_DONE, CLOSE_NOT_PAIRED, CLOSE_STOPPING, Place};
-use super::caps::Way;
+use super::caps::{Brake, Way};
 use super::encode::EncodeError;
 use super::error::MessageError;
+use super::frames::{Receiver, Sender};
+use super::pack::Gauge;
 use super::quic::Shared;
 use super::serve::{self, ServeError};
 use super::{Host, limits, message};
@@ -68,7 +71,7 @@ async fn admit(shared: Arc<Shared>, host: Arc<dyn Host>, incoming: Incoming, slo
         match connection.alpn() {
             ALPN_PAIR => door(&shared, host, &connection, site, from).await,
             ALPN_CONTROL => control(&shared, host, &connection, site).await,
-            ALPN_BLOBS => blobs(&shared, host, &connection, site).await,
+            ALPN_QUIC_BLOBS | ALPN_BLOBS => blobs(&shared, host, &connection, site).await,
             _ => close(&connection, CLOSE_NOT_PAIRED, "unknown protocol"),
         }
     };
@@ -119,20 +122,42 @@ async fn control(shared: &Arc<Shared>, host: Arc<dyn Host>, connection: &Connect
 /// Requests for blobs by a paired site.
 async fn blobs(shared: &Arc<Shared>, host: Arc<dyn Host>, connection: &Connection, site: SiteId) {
     let Some(place) = enter_paired(shared, &*host, connection, site) else { return };
+    let framed = connection.alpn() == ALPN_QUIC_BLOBS;
+    let gauge: Option<Arc<Gauge>> = shared.settings.compress.then(Arc::default);
     while let Ok((mut send, mut recv)) = connection.accept_bi().await {
         if !still_paired(&*host, connection, site) {
             return;
         }
         let (ours, all) = (place.serves.clone(), shared.serves.clone());
         let (host, stall) = (host.clone(), shared.settings.serve_stall);
-        let brake = shared.throttle.brake(site, Way::Out);
+        let (brake, gauge) = (shared.throttle.brake(site, Way::Out), gauge.clone());
         shared.tasks.spawn(async move {
             // The site's own limit first, so that one site cannot queue for everybody's places.
             let permits = (ours.acquire_owned().await, all.acquire_owned().await);
-            report(site, serve::stream(host, site, &mut recv, &mut send, (&brake, stall)).await);
+            let answered = match framed {
+                false => serve::stream(host, site, &mut recv, &mut send, (&brake, stall)).await,
+                true => in_frames(host, site, recv, send, (gauge, &brake, stall)).await,
+            };
+            report(site, answered);
             drop(permits);
         });
     }
+}
+
+/// Answers one request in frames. A stream that is given up is reset, as it would be without them.
+async fn in_frames(
+    host: Arc<dyn Host>,
+    site: SiteId,
+    recv: RecvStream,
+    send: SendStream,
+    (gauge, brake, stall): (Option<Arc<Gauge>>, &Brake, Duration),
+) -> Result<(), ServeError> {
+    let (mut recv, mut send) = (Receiver::new(recv), Sender::new(send).packing(gauge));
+    let answered = serve::stream(host, site, &mut recv, &mut send, (brake, stall)).await;
+    if let Some(code) = send.wants_reset() {
+        let _ = send.get_mut().reset(VarInt::from_u32(code));
+    }
+    answered
 }
 
 pub(super) fn report(site: SiteId, result: Result<(), ServeError>) {

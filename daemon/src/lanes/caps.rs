@@ -120,7 +120,7 @@ impl Throttle {
     pub fn brake(self: &Arc<Self>, peer: SiteId, way: Way) -> Brake {
         let mut peers = self.peers.lock().unwrap_or_else(PoisonError::into_inner);
         // Those that nobody uses hold no debt for long.
-        peers.retain(|site, buckets| *site == peer || buckets.iter().any(|b| Arc::strong_count(b) > 1));
+        peers.retain(|site, buckets| *site == peer || buckets.iter().any(|b| Arc::strong_count(b) > 1 || b.owes()));
         let buckets = peers.entry(peer).or_default();
         Brake { throttle: self.clone(), total: self.total[way as usize].clone(), peer: buckets[way as usize].clone() }
     }
@@ -155,6 +155,11 @@ impl Default for Bucket {
 }
 
 impl Bucket {
+    /// Whether what was taken is not paid for yet.
+    fn owes(&self) -> bool {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) > Instant::now()
+    }
+
     async fn take(&self, bytes: u64, rate: u64) {
         let start = {
             let mut paid = self.0.lock().unwrap_or_else(PoisonError::into_inner);

@@ -19,6 +19,9 @@ use super::peer::Peer;
 use super::writer::Writer;
 use super::{LeafSink, limits};
 
+/// Misses among blobs asked for together after which the rest is taken for missing, too, where nothing came.
+const MISSES_MAX: u32 = 4;
+
 /// What a fetch moved.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct FetchStats {
@@ -37,6 +40,8 @@ pub type Each<'a> = dyn FnMut(BlobHash, Option<Bytes>) + Send + 'a;
 pub(super) struct Wanted<'a> {
     blobs: &'a [(BlobHash, u64)],
     settled: Vec<bool>,
+    /// Blobs that the peer did not offer; none once it offered one.
+    misses: Option<u32>,
     each: &'a mut Each<'a>,
 }
 
@@ -48,11 +53,23 @@ impl Wanted<'_> {
 
     pub fn settle(&mut self, i: usize, bytes: Option<Bytes>) {
         self.settled[i] = true;
+        match bytes {
+            Some(_) => self.misses = None,
+            None => self.misses = self.misses.map(|n| n + 1),
+        }
         (self.each)(self.blobs[i].0, bytes);
     }
 
     fn is_open(&self) -> bool {
         self.settled.contains(&false)
+    }
+
+    /// A site that has none of the first few is not asked for each of hundreds: each miss costs a way there and back.
+    fn give_up_on_a_stranger(&mut self) {
+        if self.misses.is_some_and(|n| n >= MISSES_MAX) {
+            let open: Vec<usize> = (0..self.blobs.len()).filter(|&i| !self.settled[i]).collect();
+            open.into_iter().for_each(|i| self.settle(i, None));
+        }
     }
 
     /// What has not come yet, in groups for one request each.
@@ -138,9 +155,10 @@ impl Peer {
         if let Some(&(hash, claimed)) = wanted.iter().find(|(_, size)| *size > limit) {
             return Err(FetchError::TooLarge { peer: self.site(), lane: super::QUIC, hash, claimed, limit });
         }
-        let mut wanted = Wanted { blobs: wanted, settled: vec![false; wanted.len()], each };
+        let mut wanted = Wanted { blobs: wanted, settled: vec![false; wanted.len()], misses: Some(0), each };
         while wanted.is_open() {
-            let first = wanted.settled.iter().position(|settled| !settled).unwrap_or(0);
+            wanted.give_up_on_a_stranger();
+            let Some(first) = wanted.settled.iter().position(|settled| !settled) else { break };
             let hash = wanted.blob(first).0;
             if let Some(mut get) = self.over_tls(hash).await {
                 match get.many(&mut wanted, &mut stats).await {
@@ -172,7 +190,7 @@ impl Peer {
     fn carried(&self, hash: BlobHash, carrier: Carrier) -> Get {
         let standing = self.tls().standing().clone();
         let (brake, window) = (self.brake().clone(), self.window());
-        Get { peer: self.site(), hash, pace: self.pace(), carrier, window, brake, standing }
+        Get { peer: self.site(), hash, pace: self.pace(), carrier, window, brake, standing, came: None }
     }
 }
 

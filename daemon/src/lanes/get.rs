@@ -7,6 +7,7 @@
 use std::future::Future;
 use std::ops::Range;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use bao_tree::io::BaoContentItem;
 use bao_tree::{ChunkNum, ChunkRanges};
@@ -24,9 +25,10 @@ use tokio::time::timeout;
 
 use super::ahead::{Ahead, portions};
 use super::caps::Brake;
-use super::carrier::{Carrier, Line, Said};
+use super::carrier::{Carrier, Framed, Line, Said};
 use super::error::{FetchError, LaneError};
 use super::fetch::{FetchStats, Wanted};
+use super::frames::{GaveUp, Receiver, Sender};
 use super::pace::{Lag, Pace};
 use super::quic::ended;
 use super::standing::Standing;
@@ -50,6 +52,8 @@ pub(super) struct Get {
     pub brake: Brake,
     /// What errors are about.
     pub hash: BlobHash,
+    /// What came off the line and was not braked for; where nobody counts it, what comes is taken for it.
+    pub came: Option<Arc<AtomicU64>>,
 }
 
 impl Get {
@@ -223,15 +227,25 @@ impl Get {
 
     /// Both halves of the next exchange. On the tls lane its request is on its way already.
     async fn open(&mut self) -> Result<(Line, Said), FetchError> {
-        let connection = match &mut self.carrier {
+        if let Carrier::Tls(talk, _) = &self.carrier {
+            self.came = talk.came().or(self.came.take());
+        }
+        let (connection, framed) = match &mut self.carrier {
             Carrier::Tls(talk, _) => match talk.answer() {
                 Ok(recv) => return Ok((Line::Tls(recv), Said::Tls(tls::Said))),
                 Err(e) => return Err(self.broken_or_ended(&e.to_string())),
             },
-            Carrier::Quic(lease) => lease.connection.clone(),
+            Carrier::Quic(lease) => (lease.connection.clone(), lease.is_framed()),
         };
         let (send, recv) = self.wait(connection.open_bi()).await?.map_err(|e| self.connection_ended(&e))?;
-        Ok((Line::Quic(recv), Said::Quic(send)))
+        Ok(match framed {
+            true => {
+                let recv = Receiver::new(recv);
+                self.came = Some(recv.came());
+                (Line::Framed(Framed::new(recv, self.standing.clone())), Said::Framed(Sender::new(send)))
+            }
+            false => (Line::Quic(recv), Said::Quic(send)),
+        })
     }
 
     /// The answer to a request for one blob.
@@ -255,7 +269,7 @@ impl Get {
     /// follows on a stream of quic is nothing we asked for: dropping it stops the peer.
     async fn close(&self, closing: AtClosing<Line>) {
         if self.lane() == TLS {
-            let _ = timeout(limits::TLS_END, closing.next()).await;
+            let _ = timeout(self.pace.stall(), closing.next()).await;
         }
     }
 
@@ -294,7 +308,10 @@ impl Get {
                     BaoContentItem::Leaf(leaf) => leaf.data.len() as u64,
                 };
                 self.pace.after(waited, bytes).map_err(|lag| self.lags(lag))?;
-                self.brake.take(bytes).await;
+                let came = self.came.as_ref().map_or(bytes, |came| came.swap(0, Ordering::Relaxed));
+                if came > 0 {
+                    self.brake.take(came).await;
+                }
                 Ok(Step::Item(content, item))
             }
             BlobContentNext::More((_, Err(e))) => Err(self.decode_failed(e)),
@@ -380,7 +397,7 @@ impl Get {
     /// Tells a refusal from a lost connection and from a stream that the peer gave up.
     fn read_failed(&self, e: &std::io::Error) -> FetchError {
         let (peer, lane, hash) = (self.peer, self.lane(), self.hash);
-        if let Some(&tls::GaveUp(code)) = e.get_ref().and_then(|inner| inner.downcast_ref()) {
+        if let Some(&GaveUp(code)) = e.get_ref().and_then(|inner| inner.downcast_ref()) {
             return match code {
                 _ if u64::from(code) == u64::from(ERR_PERMISSION) => FetchError::Refused { peer, lane, hash },
                 _ if u64::from(code) == u64::from(ERR_LIMIT) => LaneError::Busy { site: peer }.into(),

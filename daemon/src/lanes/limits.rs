@@ -22,7 +22,7 @@ pub const DOOR_MESSAGES_MAX: usize = 4;
 pub const DOOR_LIFE: Duration = Duration::from_secs(60);
 
 /// Incoming connections of one paired site, of all lanes.
-pub const CONNECTIONS_PER_SITE_MAX: usize = 32;
+pub const CONNECTIONS_PER_SITE_MAX: usize = 64;
 /// Streams that a peer may have open on one connection.
 pub const STREAMS_PER_CONNECTION_MAX: u32 = 64;
 /// Bytes that a peer may send us on one incoming connection before we read them: requests and
@@ -79,7 +79,7 @@ pub const FLIGHT_WINDOW_BYTES_MAX: u64 = 10_000_000;
 /// The same before it is known what there is to move.
 pub const FLIGHT_WINDOW_BYTES_FIRST: u64 = 4_000_000;
 /// Fewest and most bytes that one request on the tls lane asks for.
-const TLS_PORTION_BYTES: std::ops::RangeInclusive<u64> = 256 * 1024..=4 * 1024 * 1024;
+const TLS_PORTION_BYTES: std::ops::RangeInclusive<u64> = 64 * 1024..=4 * 1024 * 1024;
 /// Bytes of one request where this many may be on their way: two requests fill the window.
 pub fn portion_of(window: u64) -> u64 {
     const GROUP: u64 = sluice_protocol::limits::GROUP_BYTES;
@@ -112,8 +112,6 @@ pub const TLS_HEAD_START: Duration = Duration::from_secs(1);
 pub const TLS_DOWN: Duration = Duration::from_secs(60);
 /// Less than this goes over the connection of quic that is there already, in bytes.
 pub const TLS_WORTH_BYTES: u64 = 1024 * 1024;
-/// How long the end of an answer may take after its last byte.
-pub const TLS_END: Duration = Duration::from_secs(1);
 /// How long an address has to answer before the next one is tried, too.
 pub const TLS_STAGGER: Duration = Duration::from_millis(250);
 

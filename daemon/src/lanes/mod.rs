@@ -18,6 +18,7 @@ mod encode;
 pub mod error;
 mod fetch;
 mod flight;
+mod frames;
 mod get;
 pub mod limits;
 pub mod message;

@@ -1,8 +1,7 @@
 //! Compression on the wire, where it pays: on lines that are slower than compressing, for bytes that become fewer by it.
 //!
 //! The sender decides for each piece. It begins by compressing, which costs a fast line a fraction of a second, and stops
-//! where the line turns out to carry more than [`FAST_BYTES_PER_S`] on one connection. Bytes that look like noise, or did
-//! not become fewer, are left alone for a while.
+//! where more gets across without. Bytes that look like noise, or did not become fewer, are left alone for a while.
 //!
 //! Invariant: what comes out is what went in, or an error; and no more memory is taken than the announced length, which is
 //! bounded before.
@@ -14,8 +13,8 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 
-/// A connection that carries more than this is not worth compressing for. Level 1 packs some 400 MB/s of what packs well on
-/// one core, both ends have other work, and a site has four connections.
+/// Where packing brings more than this across one connection in a second, it may be what holds the line up: level 1 packs
+/// some 400 MB/s of what packs well on one core, a site has four connections, and both ends have other work.
 const FAST_BYTES_PER_S: u64 = 40_000_000;
 /// Below this there is time for the higher level.
 const SLOW_BYTES_PER_S: u64 = 4_000_000;
@@ -23,8 +22,14 @@ const SLOW_BYTES_PER_S: u64 = 4_000_000;
 const LEVEL: i32 = 1;
 /// See [`LEVEL`].
 const LEVEL_SLOW: i32 = 3;
-/// How long the line is measured at a time.
+/// How long the line is measured at a time, at least.
 const MEASURED: Duration = Duration::from_millis(250);
+/// See [`MEASURED`], in bytes.
+const MEASURED_BYTES: u64 = 512 * 1024;
+/// A rate is remembered for this many measurings.
+const REMEMBERED: u32 = 40;
+/// Packing must be this many times as fast to be worth a core of a fast line.
+const BETTER: f64 = 1.1;
 /// After a pause of this length the measuring begins anew.
 const PAUSE: Duration = Duration::from_secs(1);
 /// Fewer bytes are not packed.
@@ -40,7 +45,11 @@ const PROBE_BYTES: usize = 1024;
 /// Bits in a byte of what is not worth packing.
 const NOISE_BITS: f64 = 7.5;
 
-/// How fast one connection is, and what packing brought on it.
+/// How fast one connection carries bytes as they are and packed, and so which of the two it is to be.
+///
+/// What counts is how many bytes of blobs get across in a second. It begins with packing. While that brings less than
+/// [`FAST_BYTES_PER_S`] the line is what holds it up, and packing is all gain. Where it brings more, bytes are sent as they
+/// are for a moment, and what was faster stays; the other is tried again now and then.
 #[derive(Debug, Default)]
 pub(super) struct Gauge(Mutex<State>);
 
@@ -48,8 +57,37 @@ pub(super) struct Gauge(Mutex<State>);
 struct State {
     /// When the present measuring began, the last time that something was sent, and how much since the beginning.
     run: Option<(Instant, Instant, u64)>,
-    rate: Option<u64>,
+    plain: bool,
+    /// Bytes in a second as they are, and how many measurings ago that was.
+    as_they_are: Option<(u64, u32)>,
+    /// The same, packed.
+    packed: Option<(u64, u32)>,
     rests: u32,
+}
+
+impl State {
+    /// A measuring ended.
+    fn measured(&mut self, rate: u64) {
+        let age = |known: &mut Option<(u64, u32)>| {
+            *known = known.filter(|(_, age)| *age < REMEMBERED).map(|(rate, age)| (rate, age + 1));
+        };
+        age(&mut self.as_they_are);
+        age(&mut self.packed);
+        match self.plain {
+            true => self.as_they_are = Some((rate, 0)),
+            false => self.packed = Some((rate, 0)),
+        }
+        let better = |a: u64, b: u64| a as f64 > b as f64 * BETTER;
+        self.plain = match (self.plain, self.packed, self.as_they_are) {
+            _ if rate <= FAST_BYTES_PER_S => false,
+            // What is not known is tried.
+            (false, _, None) => true,
+            (true, None, _) => false,
+            (_, Some((packed, _)), Some((plain, _))) => !better(packed, plain),
+            // The one that was measured just now is known.
+            (false, None, _) | (true, _, None) => self.plain,
+        };
+    }
 }
 
 /// What goes out at once.
@@ -61,7 +99,7 @@ pub(super) struct Piece {
 }
 
 impl Gauge {
-    /// So many bytes were taken by the line.
+    /// So many bytes of blobs were taken by the line.
     pub fn sent(&self, bytes: u64) {
         self.sent_at(bytes, Instant::now());
     }
@@ -71,10 +109,10 @@ impl Gauge {
         s.run = match s.run {
             Some((began, last, sum)) if now.saturating_duration_since(last) < PAUSE => {
                 let (took, sum) = (now.saturating_duration_since(began), sum + bytes);
-                if took < MEASURED {
+                if took < MEASURED || sum < MEASURED_BYTES {
                     Some((began, now, sum))
                 } else {
-                    s.rate = Some((sum as f64 / took.as_secs_f64()) as u64);
+                    s.measured((sum as f64 / took.as_secs_f64()) as u64);
                     Some((now, now, 0))
                 }
             }
@@ -85,13 +123,15 @@ impl Gauge {
     /// The level to pack the next piece with; none when it goes as it is.
     fn level(&self) -> Option<i32> {
         let mut s = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        match s.rate {
-            Some(rate) if rate > FAST_BYTES_PER_S => return None,
-            _ if s.rests > 0 => s.rests -= 1,
-            Some(rate) if rate < SLOW_BYTES_PER_S => return Some(LEVEL_SLOW),
-            _ => return Some(LEVEL),
+        if s.plain {
+            return None;
         }
-        None
+        if s.rests > 0 {
+            s.rests -= 1;
+            return None;
+        }
+        let slow = s.packed.is_some_and(|(rate, _)| rate < SLOW_BYTES_PER_S);
+        Some(if slow { LEVEL_SLOW } else { LEVEL })
     }
 
     fn rest(&self) {
@@ -167,24 +207,39 @@ mod tests {
         assert!(gauge.pack(text(100)).raw.is_none());
     }
 
+    /// A line that carries `line` bytes in a second, to a sender that packs to a fifth at `packs` bytes in a second, for so
+    /// many seconds; which part of the bytes went as they are.
+    fn plain_part(line: f64, packs: f64, seconds: u64) -> f64 {
+        let (gauge, mut at) = (Gauge::default(), Instant::now());
+        let (end, piece) = (at + Duration::from_secs(seconds), 256.0 * 1024.0);
+        let (mut plain, mut all) = (0.0, 0.0);
+        while at < end {
+            let packed = gauge.level().is_some();
+            let took = if packed { (piece / packs).max(piece / 5.0 / line) } else { piece / line };
+            at += Duration::from_secs_f64(took);
+            gauge.sent_at(piece as u64, at);
+            all += piece;
+            plain += if packed { 0.0 } else { piece };
+        }
+        plain / all
+    }
+
     #[test]
-    fn a_fast_line_gets_its_bytes_as_they_are() {
+    fn a_slow_line_is_packed_for_and_a_fast_one_is_not() {
+        assert!(plain_part(300_000.0, 400e6, 60) < 0.01);
+        assert!(plain_part(30e6, 400e6, 60) < 0.05, "packing brings five times as much");
+        let fast = plain_part(900e6, 300e6, 60);
+        assert!(fast > 0.95, "packing is what holds it up: {fast}");
+    }
+
+    #[test]
+    fn a_pause_is_no_slowness() {
         let (gauge, start) = (Gauge::default(), Instant::now());
-        let mut at = start;
-        let mut run = |bytes: u64| {
-            for _ in 0..4 {
-                gauge.sent_at(bytes, at);
-                at += Duration::from_millis(100);
-            }
-            gauge.level()
-        };
-        assert_eq!(run(10_000_000), None);
-        assert_eq!(run(1_000_000), Some(LEVEL));
-        assert_eq!(run(10_000), Some(LEVEL_SLOW));
-        assert_eq!(run(10_000_000), None);
-        // A pause is no slowness.
-        gauge.sent_at(1, at + Duration::from_secs(100));
-        gauge.sent_at(1, at + Duration::from_secs(100));
+        gauge.sent_at(1, start);
+        gauge.sent_at(1 << 30, start + Duration::from_millis(900));
+        assert_eq!(gauge.level(), None, "it is fast, and tried without packing");
+        gauge.sent_at(1, start + Duration::from_secs(100));
+        gauge.sent_at(1, start + Duration::from_secs(100));
         assert_eq!(gauge.level(), None);
     }
 

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use iroh::endpoint::{Connection, VarInt};
 use sluice_protocol::ids::SiteId;
-use sluice_protocol::messages::{ALPN_BLOBS, ALPN_CONTROL, ALPN_PAIR, Message, PairRequest};
+use sluice_protocol::messages::{ALPN_CONTROL, ALPN_PAIR, ALPN_QUIC_BLOBS, Message, PairRequest};
 use tokio::time::timeout;
 
 use super::admission::CLOSE_DONE;
@@ -82,6 +82,13 @@ pub(super) struct Lease {
     _user: Arc<()>,
 }
 
+impl Lease {
+    /// Whether what is said on its streams is in frames; not with a site that speaks the protocol of iroh-blobs only.
+    pub fn is_framed(&self) -> bool {
+        self.connection.alpn() == ALPN_QUIC_BLOBS
+    }
+}
+
 impl Peer {
     pub(super) fn new(lane: QuicLane, site: SiteId, addresses: Vec<SocketAddr>, tls: tls::Pool) -> Self {
         let connections = lane.settings().connections_per_peer;
@@ -116,7 +123,10 @@ impl Peer {
     /// held before it is written, so that a kill loses next to nothing of them.
     pub fn expect(&self, left: u64, requests: usize) {
         let most = self.settings().connections_per_peer;
-        let rtt = self.pool(|pool| pool.iter().flat_map(|p| round_trip(&p.connection)).max()).unwrap_or_default();
+        // Bulk data may take tls, and then there is no other connection of quic than that for messages.
+        let control = self.inner.control.try_lock().ok().and_then(|c| c.as_ref().and_then(round_trip));
+        let rtt = self.pool(|pool| pool.iter().flat_map(|p| round_trip(&p.connection)).chain(control).max());
+        let rtt = rtt.unwrap_or_default();
         let (flight, connections) = (Flight::of(left, requests, rtt), requests.clamp(1, most));
         let flying = Flying { flight, connections, left: Some(left) };
         *self.inner.flight.lock().unwrap_or_else(PoisonError::into_inner) = flying;
@@ -244,7 +254,7 @@ impl Peer {
         if let Some(lease) = self.idle() {
             return Ok(lease);
         }
-        match self.dial(ALPN_BLOBS).await {
+        match self.dial(ALPN_QUIC_BLOBS).await {
             Ok(connection) => {
                 let pooled = Pooled { connection, users: Arc::new(()) };
                 let flying = self.flying();

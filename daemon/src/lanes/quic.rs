@@ -15,7 +15,7 @@ use iroh::endpoint::{
 use iroh::{Endpoint, EndpointAddr, EndpointId, RelayMode, SecretKey, TransportAddr, Watcher};
 use sluice_protocol::ids::SiteId;
 use sluice_protocol::limits::ADDRESSES_MAX;
-use sluice_protocol::messages::{ALPN_BLOBS, ALPN_CONTROL, ALPN_PAIR};
+use sluice_protocol::messages::{ALPN_BLOBS, ALPN_CONTROL, ALPN_PAIR, ALPN_QUIC_BLOBS};
 use tokio::sync::Semaphore;
 use tokio::time::timeout;
 use tokio_util::sync::{CancellationToken, DropGuard};
@@ -322,7 +322,9 @@ impl QuicLane {
         let address = EndpointAddr::from_parts(id, addresses.iter().copied().map(TransportAddr::Ip));
         let unreachable = |reason: String| LaneError::Unreachable { site, tried: addresses.to_vec(), reason };
         let limit = self.settings().connect_timeout;
-        let options = ConnectOptions::new().with_transport_config(outgoing(alpn));
+        // Who knows no frames speaks the protocol of iroh-blobs as it is.
+        let others = if alpn == ALPN_QUIC_BLOBS { vec![ALPN_BLOBS.to_vec()] } else { vec![] };
+        let options = ConnectOptions::new().with_transport_config(outgoing(alpn)).with_additional_alpns(others);
         let endpoint = self.endpoint().ok_or(LaneError::Closed)?;
         let dialling = async {
             let connecting = endpoint.connect_with_opts(address, alpn, options).await;
@@ -349,7 +351,7 @@ async fn endpoint(config: &QuicConfig) -> Result<Endpoint, LaneError> {
         .relay_mode(RelayMode::Disabled)
         .portmapper_config(PortmapperConfig::Disabled)
         .net_report_config(NetReportConfig::minimal())
-        .alpns(vec![ALPN_BLOBS.to_vec(), ALPN_CONTROL.to_vec(), ALPN_PAIR.to_vec()])
+        .alpns([ALPN_QUIC_BLOBS, ALPN_BLOBS, ALPN_CONTROL, ALPN_PAIR].map(<[u8]>::to_vec).to_vec())
         .transport_config(incoming())
         .clear_ip_transports()
         .bind_addr((Ipv4Addr::UNSPECIFIED, port))
@@ -382,7 +384,7 @@ fn outgoing(alpn: &[u8]) -> QuicTransportConfig {
     let builder = QuicTransportConfig::builder()
         .max_concurrent_bidi_streams(VarInt::from_u32(0))
         .max_concurrent_uni_streams(VarInt::from_u32(0));
-    if alpn == ALPN_BLOBS {
+    if alpn == ALPN_QUIC_BLOBS {
         builder.receive_window(VarInt::from_u32(limits::FIRST_WINDOW_BYTES)).build()
     } else {
         builder.build()

@@ -24,9 +24,9 @@ use tokio::time::timeout;
 use super::Host;
 use super::caps::Brake;
 use super::encode::{EncodeError, Job};
+use super::frames::Sender;
 use super::limits::{REQUEST_BLOBS_MAX, REQUEST_RANGES_BYTES_MAX, REQUEST_TIMEOUT};
 use super::pack::{Gauge, Piece};
-use super::tls;
 
 /// First byte of a request for one blob.
 const TAG_GET: u8 = 0;
@@ -72,13 +72,13 @@ pub(super) trait Answering: SendStream {
 
 impl Answering for iroh::endpoint::SendStream {}
 
-impl<W: AsyncWrite + Send + Unpin> Answering for tls::Sender<W> {
+impl<W: AsyncWrite + Send + Unpin> Answering for Sender<W> {
     fn gauge(&self) -> Option<Arc<Gauge>> {
-        tls::Sender::gauge(self).cloned()
+        Sender::gauge(self).cloned()
     }
 
     fn piece(&mut self, piece: Piece) -> impl Future<Output = std::io::Result<()>> + Send {
-        tls::Sender::piece(self, piece)
+        Sender::piece(self, piece)
     }
 }
 

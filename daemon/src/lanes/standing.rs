@@ -129,7 +129,7 @@ impl Standing {
                 let left = limits::TLS_DOWN.saturating_sub(since.elapsed()).as_secs();
                 (QUIC, format!("the tls lane failed ({why}); it is tried again in {left} s"))
             }
-            (true, None, true) => (TLS, "TLS over TCP answers, and is the faster one".to_owned()),
+            (true, None, true) => (TLS, "TLS over TCP answers, and costs both machines least".to_owned()),
             (true, None, false) => (TLS, "TLS over TCP is offered and not tried yet".to_owned()),
         };
         let newest = [state.tls, state.quic].into_iter().filter_map(|m| m.run).max_by_key(|(_, _, last)| *last);

@@ -81,6 +81,10 @@ impl Lacking {
     fn and(self, member: usize) -> Self {
         Self(self.0 | 1 << member)
     }
+
+    fn without(self, member: usize) -> Self {
+        Self(self.0 & !(1 << member))
+    }
 }
 
 struct Flying<T> {
@@ -174,6 +178,12 @@ impl<T: Task + Clone> Crew<T> {
         next
     }
 
+    /// Whether there is nothing left to do for this source: all is done, or it is not asked any more.
+    pub fn is_over_for(&self, member: usize) -> bool {
+        let s = self.lock();
+        s.is_over() || s.members[member].gone
+    }
+
     /// Whether all is done.
     pub fn is_over(&self) -> bool {
         self.lock().is_over()
@@ -184,11 +194,14 @@ impl<T: Task + Clone> Crew<T> {
         if s.members[member].gone || s.is_over() {
             return Next::Leave;
         }
-        if let Some(left) = s.members[member].paused_until.map(|until| until.saturating_duration_since(now))
-            && !left.is_zero()
-            && s.members.iter().enumerate().any(|(i, m)| i != member && !m.gone)
-        {
-            return Next::Wait(left);
+        if let Some(left) = s.members[member].paused_until.map(|until| until.saturating_duration_since(now)) {
+            let others = s.members.iter().enumerate().any(|(i, m)| i != member && !m.gone);
+            if others && !left.is_zero() {
+                return Next::Wait(left);
+            }
+            // By now it may have what it had not.
+            s.members[member].paused_until = None;
+            s.waiting.iter_mut().for_each(|w| w.lacking = w.lacking.without(member));
         }
         let mine = |w: &Waiting<T>| !w.lacking.has(member) && w.kept_for.is_none_or(|k| k == member);
         if let Some(at) = s.waiting.iter().position(mine)

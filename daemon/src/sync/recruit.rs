@@ -16,9 +16,9 @@ use futures_util::{FutureExt, StreamExt};
 use sluice_protocol::ids::{SiteId, SpaceId};
 use sluice_store::catalog::{CatalogError, SpaceRecord};
 
-use super::ask;
 use super::crew::MEMBERS_MAX;
 use super::source::Source;
+use super::{SyncError, ask};
 use crate::lanes::Peer;
 use crate::site::Site;
 
@@ -35,13 +35,15 @@ pub enum Recruit {
     Source(Arc<Source>),
     /// All were asked once. Some may come later.
     AllAsked,
+    /// One of them told of another history of the owner.
+    Fork(SyncError),
 }
 
 /// Sites as they answer.
 pub type Recruits = BoxStream<'static, Recruit>;
 
-/// A site that was asked, how often, and whether it helps.
-type Asked = (SiteId, Peer, u32, bool);
+/// A site that was asked, how often, and what it said.
+type Asked = (SiteId, Peer, u32, Result<(), SyncError>);
 
 struct Asking {
     site: Site,
@@ -53,17 +55,17 @@ struct Asking {
     ready: VecDeque<Recruit>,
 }
 
-/// The sites other than `first` that have the space; none where `bytes` are few.
+/// The sites that have the space but those that had their turn in this sync; none where `bytes` are few.
 pub fn others(
     site: &Site,
     space: &SpaceId,
     record: &SpaceRecord,
-    first: SiteId,
+    had_turns: &[SiteId],
     bytes: u64,
 ) -> Result<Recruits, CatalogError> {
     let mut known = match bytes < WORTH_BYTES {
         true => Vec::new(),
-        false => ask::sites_of(site, space, record, &[first])?,
+        false => ask::sites_of(site, space, record, had_turns)?,
     };
     known.retain(|(id, _)| !site.faults.rests(space, id));
     known.truncate(MEMBERS_MAX - 1);
@@ -90,10 +92,7 @@ impl Asking {
                 tokio::time::sleep(AGAIN_FIRST.saturating_mul(1 << before.min(6)).min(AGAIN_MAX)).await;
             }
             let walked = ask::walk(&site, &space, &owner, &peer).await;
-            if let Err(e) = &walked {
-                tracing::debug!(site = %id.short(), error = %e, "a site does not help yet");
-            }
-            (id, peer, times, walked.is_ok())
+            (id, peer, times, walked.map(drop))
         };
         self.asked.push(asked.boxed());
     }
@@ -103,14 +102,19 @@ impl Asking {
             if let Some(ready) = self.ready.pop_front() {
                 return Some(ready);
             }
-            let (id, peer, times, helps) = self.asked.next().await?;
-            if helps {
-                if id != self.owner {
-                    peer.hurry();
+            let (id, peer, times, said) = self.asked.next().await?;
+            match said {
+                Ok(()) => {
+                    if id != self.owner {
+                        peer.hurry();
+                    }
+                    self.ready.push_back(Recruit::Source(Arc::new(Source::new(peer))));
                 }
-                self.ready.push_back(Recruit::Source(Arc::new(Source::new(peer))));
-            } else {
-                self.ask(id, peer, times + 1);
+                Err(e) if ask::is_fork(&e) => self.ready.push_back(Recruit::Fork(e)),
+                Err(e) => {
+                    tracing::debug!(site = %id.short(), error = %e, "a site does not help yet");
+                    self.ask(id, peer, times + 1);
+                }
             }
             if times == 0 {
                 self.open -= 1;

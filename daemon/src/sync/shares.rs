@@ -30,9 +30,12 @@ impl Shares {
 }
 
 impl Share {
-    /// Whether request number `slot` of one source may be made, of `most` where there is no other transfer.
-    pub fn allows(&self, slot: usize, most: usize) -> bool {
-        slot < (most / (*self.0.0.borrow()).max(1)).max(1)
+    /// Whether request number `slot` of each of so many sources may be made, of `most` where there is no other transfer.
+    /// Beside others the share is of all sources together.
+    pub fn allows(&self, slot: usize, most: usize, sources: usize) -> bool {
+        let running = *self.0.0.borrow();
+        let each = if running > 1 { most / running / sources.max(1) } else { most };
+        slot < each.max(1)
     }
 
     /// Waits until transfers begin or end.
@@ -56,14 +59,14 @@ mod tests {
     async fn they_share_alike_and_none_starves() {
         let shares = Shares::default();
         let first = shares.enter();
-        assert!(first.allows(7, 8) && !first.allows(8, 8));
+        assert!(first.allows(7, 8, 1) && !first.allows(8, 8, 1) && first.allows(7, 8, 3));
         let others: Vec<Share> = (0..3).map(|_| shares.enter()).collect();
-        assert!(first.allows(1, 8) && !first.allows(2, 8));
+        assert!(first.allows(1, 8, 1) && !first.allows(2, 8, 1) && !first.allows(1, 8, 2));
         let many: Vec<Share> = (0..20).map(|_| shares.enter()).collect();
-        assert!(many[7].allows(0, 8) && !many[7].allows(1, 8));
+        assert!(many[7].allows(0, 8, 5) && !many[7].allows(1, 8, 1));
         let waiting = first.changes(Duration::from_secs(60));
         let leaving = async { drop((others, many)) };
         tokio::join!(waiting, leaving);
-        assert!(first.allows(7, 8));
+        assert!(first.allows(7, 8, 1));
     }
 }

@@ -25,7 +25,7 @@ use tokio_util::task::AbortOnDropHandle;
 
 use super::recruit::Recruits;
 use super::source::Source;
-use super::work::{self, Work};
+use super::work::{self, Done, Work};
 use super::{SyncError, blocking};
 use crate::sync::shares::Shares;
 
@@ -45,6 +45,8 @@ pub const REUSED_TOTAL: &str = "reused_bytes_total";
 /// What a transfer brought.
 pub struct Brought {
     pub outcome: Result<(), SyncError>,
+    /// Why the first source failed, where others did its work.
+    pub first: Option<SyncError>,
     /// Further sources that took part, and why those failed that did.
     pub helpers: Vec<(Arc<Source>, Option<SyncError>)>,
 }
@@ -75,25 +77,16 @@ pub(super) struct Run {
     told_ms: AtomicU64,
     began: Instant,
     files_total: u64,
-    bytes_total: u64,
+    /// Bytes that are to come; what lies in staging already is taken off as it is found.
+    bytes_total: AtomicU64,
     /// Segments and batches there are at most to do at once.
     pub pieces: usize,
-    /// All sources that took part, the first one first, and what the catalog has counted of each.
-    pub sources: Mutex<Vec<Counted>>,
+    /// All sources that took part, the first one first.
+    pub sources: Mutex<Vec<Arc<Source>>>,
+    /// What the catalog has counted of each: all its bytes, and those that staging does not count.
+    counted: Mutex<Vec<(u64, u64)>>,
     /// Blobs that no source has any more.
     gone: Mutex<Vec<BlobHash>>,
-}
-
-/// A source, and what of its bytes the catalog has counted: all of them, and those that staging does not count.
-pub(super) struct Counted {
-    pub source: Arc<Source>,
-    counted: (u64, u64),
-}
-
-impl Counted {
-    pub fn new(source: Arc<Source>) -> Self {
-        Self { source, counted: (0, 0) }
-    }
 }
 
 impl Transfer {
@@ -101,7 +94,7 @@ impl Transfer {
     pub async fn run(&self, plan: &Plan, others: Recruits) -> Brought {
         let run = match self.begin(plan) {
             Ok(run) => Arc::new(run),
-            Err(e) => return Brought { outcome: Err(e), helpers: vec![] },
+            Err(e) => return Brought { outcome: Err(e), first: None, helpers: vec![] },
         };
         let keeper = AbortOnDropHandle::new(tokio::spawn(keep_durable(self.clone(), run.clone())));
         let works = stream::iter(batches(&plan.blobs)).then({
@@ -109,11 +102,11 @@ impl Transfer {
             move |group| me.clone().prepare(run.clone(), group)
         });
         let works = works.map_ok(|works| stream::iter(works.into_iter().map(Ok))).try_flatten().boxed();
-        let (done, helpers) = work::all(self, &run, works, others).await;
+        let Done { outcome, first, helpers } = work::all(self, &run, works, others).await;
         drop(keeper);
         // Also after a failure: what has arrived stays.
         let saved = self.clone().save(run.clone()).await;
-        Brought { outcome: done.and(saved).and_then(|()| run.outcome()), helpers }
+        Brought { outcome: outcome.and(saved).and_then(|()| run.outcome()), first, helpers }
     }
 
     fn begin(&self, plan: &Plan) -> Result<Run, SyncError> {
@@ -127,9 +120,10 @@ impl Transfer {
             told_ms: AtomicU64::new(0),
             began: Instant::now(),
             files_total: plan.blobs.len() as u64,
-            bytes_total: plan.fetch_bytes(),
+            bytes_total: AtomicU64::new(plan.fetch_bytes()),
             pieces: usize::try_from(segments).unwrap_or(usize::MAX).max(1),
-            sources: Mutex::new(vec![Counted::new(self.source.clone())]),
+            sources: Mutex::new(vec![self.source.clone()]),
+            counted: Mutex::default(),
             gone: Mutex::default(),
         })
     }
@@ -190,6 +184,7 @@ impl Transfer {
         let segments = match segments.is_empty().then(|| staged.finish()) {
             None => segments,
             Some(Ok(())) => {
+                run.corrected(blob.fetch_bytes(), 0);
                 run.files_done.fetch_add(1, Ordering::Relaxed);
                 return Ok(vec![]);
             }
@@ -198,6 +193,7 @@ impl Transfer {
             }
             Some(Err(e)) => return Err(e.into()),
         };
+        run.corrected(blob.fetch_bytes(), segments.iter().map(|s| s.end - s.start).sum());
         run.open.lock().expect("no panic while held").push(staged.clone());
         Ok(Work::segments(&staged, segments))
     }
@@ -223,14 +219,14 @@ impl Transfer {
     pub(super) fn progress(&self, run: &Run, files: u64, bytes: u64) {
         let done = run.files_done.fetch_add(files, Ordering::Relaxed) + files;
         // What was lost on the way and came again counts once.
-        let bytes = (run.bytes_done.fetch_add(bytes, Ordering::Relaxed) + bytes).min(run.bytes_total);
+        let bytes = (run.bytes_done.fetch_add(bytes, Ordering::Relaxed) + bytes).min(run.total());
         let now = u64::try_from(run.began.elapsed().as_millis()).unwrap_or(u64::MAX);
         let last = run.told_ms.load(Ordering::Relaxed);
         if files == 0 && now < last.saturating_add(TOLD_EVERY_MS) {
             return;
         }
         run.told_ms.store(now, Ordering::Relaxed);
-        self.watch.amount("transfer", done, run.files_total, bytes, run.bytes_total);
+        self.watch.amount("transfer", done, run.files_total, bytes, run.total());
     }
 
     /// Makes what has arrived durable and counts it.
@@ -240,16 +236,19 @@ impl Transfer {
             for staged in &open {
                 staged.checkpoint()?;
             }
-            let mut sources = run.sources.lock().expect("no panic while held");
-            let now: Vec<_> = sources.iter().map(|s| (s.source.moved_bytes(), s.source.described_bytes())).collect();
+            // One save at a time; the sources themselves are not held while the disk works.
+            let mut counted = run.counted.lock().expect("no panic while held");
+            let sources: Vec<_> = run.sources.lock().expect("no panic while held").clone();
+            let now: Vec<_> = sources.iter().map(|s| (s.moved_bytes(), s.described_bytes())).collect();
+            counted.resize(sources.len(), (0, 0));
             self.catalog.write(|b| -> Result<(), CatalogError> {
-                for (s, (all, described)) in sources.iter().zip(&now) {
-                    b.add_counter(MOVED_TOTAL, described - s.counted.1)?;
-                    b.add_counter(&format!("moved from {}", s.source.peer().site()), all - s.counted.0)?;
+                for ((source, before), (all, described)) in sources.iter().zip(counted.iter()).zip(&now) {
+                    b.add_counter(MOVED_TOTAL, described - before.1)?;
+                    b.add_counter(&format!("moved from {}", source.peer().site()), all - before.0)?;
                 }
                 Ok(())
             })?;
-            sources.iter_mut().zip(now).for_each(|(s, now)| s.counted = now);
+            *counted = now;
             Ok(())
         })
         .await
@@ -266,7 +265,16 @@ impl Run {
 
     /// Bytes that are still to come.
     pub fn bytes_left(&self) -> u64 {
-        self.bytes_total.saturating_sub(self.bytes_done.load(Ordering::Relaxed))
+        self.total().saturating_sub(self.bytes_done.load(Ordering::Relaxed))
+    }
+
+    fn total(&self) -> u64 {
+        self.bytes_total.load(Ordering::Relaxed)
+    }
+
+    /// The plan meant to fetch `planned` bytes of a blob, and this many are.
+    fn corrected(&self, planned: u64, fetched: u64) {
+        self.bytes_total.fetch_add(fetched.wrapping_sub(planned), Ordering::Relaxed);
     }
 
     /// Whether everything came.
@@ -300,25 +308,27 @@ async fn keep_durable(transfer: Transfer, run: Arc<Run>) {
     }
 }
 
-/// Groups small blobs; a large one stands alone.
+/// Groups small blobs of a section; a large one stands alone. Sections stay in their order.
 fn batches(blobs: &[BlobPlan]) -> Vec<Vec<BlobPlan>> {
     let mut groups = Vec::new();
-    let mut batch: Vec<BlobPlan> = Vec::new();
-    let mut bytes = 0;
-    for blob in blobs {
-        if blob.wanted.size > SMALL_BYTES_MAX || blob.rung == Rung::Chunks {
-            groups.push(vec![blob.clone()]);
-            continue;
+    for section in blobs.chunk_by(|a, b| a.wanted.section == b.wanted.section) {
+        let mut batch: Vec<BlobPlan> = Vec::new();
+        let mut bytes = 0;
+        for blob in section {
+            if blob.wanted.size > SMALL_BYTES_MAX || blob.rung == Rung::Chunks {
+                groups.push(vec![blob.clone()]);
+                continue;
+            }
+            if batch.len() >= BATCH_BLOBS_MAX || bytes + blob.wanted.size > BATCH_BYTES_MAX {
+                groups.push(std::mem::take(&mut batch));
+                bytes = 0;
+            }
+            bytes += blob.wanted.size;
+            batch.push(blob.clone());
         }
-        if batch.len() >= BATCH_BLOBS_MAX || bytes + blob.wanted.size > BATCH_BYTES_MAX {
-            groups.push(std::mem::take(&mut batch));
-            bytes = 0;
+        if !batch.is_empty() {
+            groups.push(batch);
         }
-        bytes += blob.wanted.size;
-        batch.push(blob.clone());
-    }
-    if !batch.is_empty() {
-        groups.push(batch);
     }
     groups
 }
@@ -331,4 +341,27 @@ pub(super) fn cut(range: Range<u64>) -> impl Iterator<Item = Range<u64>> {
         let start = (i * SEGMENT_BYTES).max(range.start);
         start..((i + 1) * SEGMENT_BYTES).min(range.end)
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use sluice_protocol::plan::Wanted;
+
+    use super::*;
+
+    fn blob(section: &str, size: u64, n: u8) -> BlobPlan {
+        let wanted = Wanted { hash: BlobHash([n; 32]), size, section: section.into() };
+        BlobPlan { wanted, rung: Rung::Fetch, copies: vec![], fetch: std::iter::once(0..size).collect() }
+    }
+
+    #[test]
+    fn small_files_of_a_section_do_not_wait_for_large_ones_of_the_next() {
+        let small = |section| blob(section, 10, 1);
+        let blobs = [small("metadata"), small("metadata"), blob("orders", 1 << 30, 2), small("orders"), small("raw")];
+        let groups = batches(&blobs);
+        let shown: Vec<_> = groups.iter().map(|g| (g[0].wanted.section.as_str(), g.len(), g[0].wanted.size)).collect();
+        assert_eq!(shown, [("metadata", 2, 10), ("orders", 1, 1 << 30), ("orders", 1, 10), ("raw", 1, 10)]);
+        let many: Vec<BlobPlan> = (0..1500).map(|_| small("raw")).collect();
+        assert_eq!(batches(&many).iter().map(Vec::len).collect::<Vec<_>>(), [512, 512, 476]);
+    }
 }

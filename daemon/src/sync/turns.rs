@@ -88,14 +88,9 @@ impl<'a> Turns<'a> {
         if !e.is_fault_of_source() {
             return Err(e);
         }
-        let owner = from == self.record.owner;
-        let rests_s = if owner { 0 } else { self.site.faults.blame(self.space, &from).as_secs() };
+        let rests_s = self.left(source, &e);
         tracing::warn!(space = %self.record.name, site = %from.short(), error = %e, rests_s, "a source failed");
         self.moved += source.moved_bytes();
-        self.failed.push(from);
-        if source.peer().is_hurried() && e.is_lag() {
-            self.lagged.push(from);
-        }
         self.last = Some(e);
         Ok(())
     }
@@ -106,16 +101,39 @@ impl<'a> Turns<'a> {
             let from = source.peer().site();
             self.moved += source.moved_bytes();
             let Some(e) = failure else { continue };
-            if from != self.record.owner {
-                self.site.faults.blame(self.space, &from);
-            }
+            self.left(&source, &e);
             tracing::warn!(space = %self.record.name, site = %from.short(), error = %e, "a helping source failed");
         }
     }
 
+    /// The first source failed, and others did its work.
+    pub fn replaced(&mut self, source: &Source, e: &SyncError) {
+        let from = source.peer().site();
+        self.left(source, e);
+        tracing::warn!(space = %self.record.name, site = %from.short(), error = %e, "a source failed; others did its work");
+    }
+
+    /// Sites that are not to be asked again in this sync.
+    pub fn over(&self) -> &[SiteId] {
+        &self.failed
+    }
+
+    /// A source is left: it rests, unless it is the owner. Returns for how long, in seconds.
+    fn left(&mut self, source: &Source, e: &SyncError) -> u64 {
+        let from = source.peer().site();
+        self.failed.push(from);
+        if source.peer().is_hurried() && e.is_lag() {
+            self.lagged.push(from);
+        }
+        if from == self.record.owner { 0 } else { self.site.faults.blame(self.space, &from).as_secs() }
+    }
+
     /// A source brought the whole version. Returns the bytes that came, from it and from those before it.
     pub fn came_from(&self, source: &Source) -> u64 {
-        self.site.faults.praise(self.space, &source.peer().site());
+        let from = source.peer().site();
+        if !self.failed.contains(&from) {
+            self.site.faults.praise(self.space, &from);
+        }
         self.moved + source.moved_bytes()
     }
 }

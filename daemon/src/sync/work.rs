@@ -21,7 +21,7 @@ use super::crew::{Crew, InHand, Next, Task};
 use super::recruit::{Recruit, Recruits};
 use super::shares::Share;
 use super::source::Source;
-use super::transfer::{Counted, Run, Transfer, cut};
+use super::transfer::{Run, Transfer, cut};
 use super::{SyncError, blocking};
 use crate::lanes::{FetchError, LeafSink};
 
@@ -151,12 +151,7 @@ enum Outcome {
 }
 
 /// Does all work, with the first source and with others as they come. Also says who else took part, and who failed.
-pub(super) async fn all(
-    transfer: &Transfer,
-    run: &Arc<Run>,
-    fresh: Fresh,
-    mut others: Recruits,
-) -> (Result<(), SyncError>, Vec<(Arc<Source>, Option<SyncError>)>) {
+pub(super) async fn all(transfer: &Transfer, run: &Arc<Run>, fresh: Fresh, mut others: Recruits) -> Done {
     let hands = Arc::new(Hands {
         transfer: transfer.clone(),
         run: run.clone(),
@@ -180,9 +175,11 @@ pub(super) async fn all(
             }
             other = others.next(), if more => match other {
                 Some(Recruit::Source(source)) => {
-                    run.sources.lock().expect("no panic while held").push(Counted::new(source.clone()));
+                    run.sources.lock().expect("no panic while held").push(source.clone());
                     hands.enlist(source, &mut workers);
                 }
+                // The space is frozen by now.
+                Some(Recruit::Fork(e)) => outcome = Err(e),
                 Some(Recruit::AllAsked) => {
                     asked = true;
                     hands.crew.close();
@@ -195,17 +192,27 @@ pub(super) async fn all(
     }
     workers.shutdown().await;
     let mut failed = std::mem::take(&mut *hands.failed.lock().expect("no panic while held"));
-    let sources: Vec<_> = run.sources.lock().expect("no panic while held").iter().map(|s| s.source.clone()).collect();
+    let sources: Vec<_> = run.sources.lock().expect("no panic while held").clone();
     let mut why = |member: usize| {
         let at = failed.iter().position(|(m, _)| *m == member)?;
         Some(failed.swap_remove(at).1)
     };
     let helpers = sources.into_iter().enumerate().skip(1).map(|(i, source)| (source, why(i))).collect();
+    let mut first = why(0);
     if outcome.is_ok() && !hands.crew.is_over() {
         // The first source failed, or another one would not have been the last.
-        outcome = Err(why(0).unwrap_or(SyncError::Stopped));
+        outcome = Err(first.take().unwrap_or(SyncError::Stopped));
     }
-    (outcome, helpers)
+    Done { outcome, first, helpers }
+}
+
+/// What came of a transfer's work.
+pub(super) struct Done {
+    pub outcome: Result<(), SyncError>,
+    /// Why the first source failed, where others did its work.
+    pub first: Option<SyncError>,
+    /// Who else took part, and why those failed that did.
+    pub helpers: Vec<(Arc<Source>, Option<SyncError>)>,
 }
 
 impl Hands {
@@ -222,10 +229,10 @@ impl Hands {
 
     /// What may be in flight is for all sources together.
     fn spread(&self) {
-        let sources = self.run.sources.lock().expect("no panic while held");
+        let sources = self.run.sources.lock().expect("no panic while held").clone();
         let left = self.run.bytes_left() / self.crew.size().max(1) as u64;
-        for s in sources.iter() {
-            s.source.peer().expect(left, self.transfer.streams.min(self.run.pieces));
+        for source in sources {
+            source.peer().expect(left, self.transfer.streams.min(self.run.pieces));
         }
     }
 
@@ -234,8 +241,8 @@ impl Hands {
             if self.transfer.watch.cancelled() {
                 return Err(SyncError::Stopped);
             }
-            if !self.share.allows(slot, self.transfer.streams) {
-                if self.crew.is_over() {
+            if !self.share.allows(slot, self.transfer.streams, self.crew.size()) {
+                if self.crew.is_over_for(member) {
                     return Ok(());
                 }
                 self.share.changes(TURN).await;
@@ -329,10 +336,12 @@ impl Hands {
             self.transfer.progress(&self.run, 0, bytes.len() as u64);
             batch.got(hash, bytes);
         };
-        let fetched = tokio::select! {
-            fetched = source.many(&asked, &arrives), if !asked.is_empty() => Some(fetched),
-            () = hand.taken.cancelled() => None,
-            else => Some(Ok(())),
+        let fetched = match asked.is_empty() {
+            true => Some(Ok(())),
+            false => tokio::select! {
+                fetched = source.many(&asked, &arrives) => Some(fetched),
+                () = hand.taken.cancelled() => None,
+            },
         };
         let mut pieces = std::mem::take(&mut *batch.got.lock().expect("no panic while held"));
         // An empty file needs no peer.

@@ -18,11 +18,11 @@ use tokio_rustls::server::TlsStream;
 use tokio_util::sync::CancellationToken;
 use tracing::debug;
 
-use super::frames::{Receiver, Sender};
 use super::{NOT_PAIRED, keys};
 use crate::lanes::accept::report;
 use crate::lanes::admission::{Closable, DoorPlace, Place};
 use crate::lanes::caps::Way;
+use crate::lanes::frames::{Receiver, Sender};
 use crate::lanes::quic::Shared;
 use crate::lanes::{Host, limits, serve};
 
@@ -105,8 +105,12 @@ async fn visit(shared: &Arc<Shared>, host: Arc<dyn Host>, stream: Stream, site: 
     let line = CancellationToken::new();
     let place = shared.registry.enter(site, Arc::new(Line(line.clone())));
     let (recv, send) = tokio::io::split(stream);
-    let mut talk =
-        Talk { recv: Receiver::new(recv), send: Sender::new(send).packing(shared.settings.compress), site, host };
+    let mut talk = Talk {
+        recv: Receiver::new(recv),
+        send: Sender::new(send).packing(shared.settings.compress.then(Arc::default)),
+        site,
+        host,
+    };
     let all = async {
         if talk.host.is_paired(site) {
             drop(standing);

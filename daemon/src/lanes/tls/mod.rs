@@ -9,7 +9,6 @@
 //! site whose access is taken back loses its open connections at once.
 
 mod accept;
-mod frames;
 mod keys;
 mod pool;
 mod talk;
@@ -25,7 +24,6 @@ use super::admission::CLOSE_NOT_PAIRED;
 use super::error::LaneError;
 
 pub(super) use accept::run;
-pub(super) use frames::{GaveUp, Sender};
 pub(super) use keys::Keys;
 pub(super) use pool::Pool;
 pub(super) use talk::{Reading, Said, Talk};

@@ -23,9 +23,9 @@ use tokio_rustls::client::TlsStream;
 use tokio_util::sync::CancellationToken;
 
 use super::Keys;
-use super::frames::{Receiver, Sender};
 use super::talk::Talk;
 use crate::lanes::admission::Closable;
+use crate::lanes::frames::{Receiver, Sender};
 use crate::lanes::limits;
 use crate::lanes::quic::Shared;
 use crate::lanes::standing::Standing;
@@ -34,8 +34,8 @@ type Stream = TlsStream<BufReader<TcpStream>>;
 pub(super) type Receiving = Receiver<ReadHalf<Stream>>;
 pub(super) type Sending = Sender<WriteHalf<Stream>>;
 
-/// How long a request waits for one of the connections to be free: about what a segment takes on a slow line.
-const PLACE_WITHIN: Duration = Duration::from_secs(60);
+/// How often a request that waits for one of the connections looks whether the lane still goes.
+const PLACE_WITHIN: Duration = Duration::from_secs(5);
 
 /// One connection, at rest between two exchanges.
 pub(super) struct Rested {
@@ -127,8 +127,15 @@ impl Pool {
             return None;
         }
         // Once it went, its places are worth waiting for; until then only a moment, whoever is dialling.
-        let patience = if self.inner.standing.is_proved() { PLACE_WITHIN } else { limits::TLS_HEAD_START };
-        let place = timeout(patience, self.inner.places.clone().acquire_owned()).await.ok()?.ok()?;
+        let place = loop {
+            let patience = if self.inner.standing.is_proved() { PLACE_WITHIN } else { limits::TLS_HEAD_START };
+            match timeout(patience, self.inner.places.clone().acquire_owned()).await {
+                Ok(place) => break place.ok()?,
+                // On a slow line a place may be long in use, and another lane to the same site has the same line.
+                Err(_) if self.inner.standing.is_proved() && self.inner.standing.tries_tls(true) => {}
+                Err(_) => return None,
+            }
+        };
         // It may have failed meanwhile.
         if !self.inner.standing.tries_tls(true) || self.inner.shared.stop.is_cancelled() {
             return None;

@@ -6,6 +6,7 @@
 //! Invariant: a connection goes back to its pool only when every request was answered to its end.
 
 use std::io;
+use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex, Weak};
 
 use bytes::Bytes;
@@ -58,6 +59,11 @@ impl Talk {
         let bytes = postcard::to_stdvec(request).map_err(io::Error::other)?;
         self.unanswered += 1;
         on_line(&half.line, half.send.whole(&bytes)).await
+    }
+
+    /// Bytes that come off the line, for whoever counts them; none while an answer is read.
+    pub fn came(&self) -> Option<Arc<AtomicU64>> {
+        lock(&self.between).as_ref().map(Receiving::came)
     }
 
     /// The answer to the earliest request that was not read yet. The one before must have been read to its end.

@@ -1,25 +1,26 @@
-//! One exchange after another on one TLS connection: the streams of the blob protocol, in frames.
+//! The streams of the blob protocol in frames: one exchange after another on a TLS connection, one on a stream of quic.
 //!
 //! A frame is a `u32` in little-endian order and what it announces. Below 2^31 it is a number of bytes that follow,
 //! [`FRAME_BYTES_MAX`] at most; 0 is the end of this side's half of the exchange. With the highest bit set the sender
 //! gave up, and the other 31 bits say why, in the codes that the quic lane uses. With the second highest bit set a `u32` of
 //! what the bytes come to follows, and then they, as one frame of zstd.
 //!
-//! Invariant: a connection is used again only after both halves of an exchange came to their end. Whatever else
+//! Invariant: a TLS connection is used again only after both halves of an exchange came to their end. Whatever else
 //! happens on it, it is closed.
 
 use std::io;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use iroh::endpoint::VarInt;
 use iroh_blobs::util::{RecvStream, SendStream};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 
-use crate::lanes::pack::{self, Gauge, Piece};
+use super::pack::{self, Gauge, Piece};
 
 /// Most bytes of one frame.
-pub(super) const FRAME_BYTES_MAX: usize = 1024 * 1024;
+const FRAME_BYTES_MAX: usize = 1024 * 1024;
 /// The bit that marks a frame in which the sender gives up.
 const GAVE_UP: u32 = 1 << 31;
 /// The bit that marks a frame whose bytes are packed.
@@ -30,11 +31,11 @@ const READ_BYTES: usize = 256 * 1024;
 /// The other side gave this exchange up.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("the peer gave up: code {0}")]
-pub(in crate::lanes) struct GaveUp(pub u32);
+pub(super) struct GaveUp(pub u32);
 
 /// The half of an exchange that is read. It ends at the frame that says so.
 #[derive(Debug)]
-pub(in crate::lanes) struct Receiver<R> {
+pub(super) struct Receiver<R> {
     from: R,
     /// Read from the connection and not yet used.
     held: BytesMut,
@@ -44,12 +45,22 @@ pub(in crate::lanes) struct Receiver<R> {
     unpacked: Bytes,
     /// Bytes that packing spared the line.
     saved: u64,
+    /// Bytes that came off the line, until somebody counts them.
+    came: Arc<AtomicU64>,
     ended: bool,
 }
 
 impl<R: AsyncRead + Send + Unpin> Receiver<R> {
     pub fn new(from: R) -> Self {
-        Self { from, held: BytesMut::new(), left: 0, unpacked: Bytes::new(), saved: 0, ended: false }
+        Self {
+            from,
+            held: BytesMut::new(),
+            left: 0,
+            unpacked: Bytes::new(),
+            saved: 0,
+            came: Arc::default(),
+            ended: false,
+        }
     }
 
     /// Whether the other side's half came to its end.
@@ -60,6 +71,11 @@ impl<R: AsyncRead + Send + Unpin> Receiver<R> {
     /// Makes ready for the next exchange.
     pub fn again(&mut self) {
         self.ended = false;
+    }
+
+    /// Bytes that came off the line, for whoever counts them.
+    pub fn came(&self) -> Arc<AtomicU64> {
+        self.came.clone()
     }
 
     /// Bytes that packing spared the line since this was asked last.
@@ -76,7 +92,10 @@ impl<R: AsyncRead + Send + Unpin> Receiver<R> {
     async fn fill(&mut self) -> io::Result<bool> {
         self.held.reserve(READ_BYTES);
         match self.from.read_buf(&mut self.held).await {
-            Ok(n) => Ok(n > 0),
+            Ok(n) => {
+                self.came.fetch_add(n as u64, Ordering::Relaxed);
+                Ok(n > 0)
+            }
             // TLS without its goodbye.
             Err(e) if e.kind() == io::ErrorKind::UnexpectedEof => Ok(false),
             Err(e) => Err(e),
@@ -199,7 +218,7 @@ impl<R: AsyncRead + Send + Unpin> RecvStream for Receiver<R> {
 
 /// The half of an exchange that is written.
 #[derive(Debug)]
-pub(in crate::lanes) struct Sender<W> {
+pub(super) struct Sender<W> {
     to: W,
     /// A frame was begun and not finished: nothing else can be said on this connection any more.
     within: bool,
@@ -221,10 +240,15 @@ impl<W: AsyncWrite + Send + Unpin> Sender<W> {
         self.word(GAVE_UP | (code & !GAVE_UP)).await
     }
 
-    /// The same, and pieces are packed where it pays.
-    pub fn packing(mut self, packs: bool) -> Self {
-        self.gauge = packs.then(Arc::default);
+    /// The same, and pieces are packed where the gauge of the line says that it pays.
+    pub fn packing(mut self, gauge: Option<Arc<Gauge>>) -> Self {
+        self.gauge = gauge;
         self
+    }
+
+    /// What the frames go to.
+    pub fn get_mut(&mut self) -> &mut W {
+        &mut self.to
     }
 
     /// How fast the line is, and whether packing pays on it.
@@ -234,7 +258,7 @@ impl<W: AsyncWrite + Send + Unpin> Sender<W> {
 
     /// A piece of an answer.
     pub async fn piece(&mut self, piece: Piece) -> io::Result<()> {
-        let sent = piece.bytes.len() as u64;
+        let sent = piece.raw.unwrap_or(piece.bytes.len()) as u64;
         match piece.raw {
             None => self.write(&piece.bytes).await?,
             Some(raw) => {
@@ -387,7 +411,7 @@ mod tests {
     #[tokio::test]
     async fn a_packed_frame_reads_like_any_other() {
         let (send, mut recv) = ends();
-        let mut send = send.packing(true);
+        let mut send = send.packing(Some(Arc::default()));
         let text = Bytes::from("acme,".repeat(40_000));
         for _ in 0..2 {
             let piece = send.gauge().unwrap().pack(text.clone());
