@@ -2,6 +2,7 @@
 //!
 //! Invariant: such a head names the manifest of the one before it, and follows it in the chain.
 
+use sluice_protocol::api::ApiError;
 use sluice_protocol::head::{Head, Tags};
 use sluice_protocol::ids::{SiteId, SpaceId};
 use sluice_protocol::limits::HEAD_LIFE_MS;
@@ -9,8 +10,11 @@ use sluice_protocol::signed::Signed;
 use sluice_store::catalog::{CatalogError, SiteLookup};
 
 use crate::clock::now_ms;
+use crate::errors::OrExplain;
+use crate::flow::{keep_deed, off_reactor};
 use crate::follow::Follow;
 use crate::journal;
+use crate::setback::Setback;
 use crate::site::Site;
 use crate::sync::ask;
 
@@ -52,13 +56,32 @@ fn after(site: &Site, same: &Head, old: &Signed<Head>, untag: Option<&str>) -> S
 
 /// Tells the other readers of a space that its grants changed: whoever was let in may be served by them at once, and whoever
 /// lost its grant no longer. A head with the new grants is what they come and ask for. Nobody is told where there is
-/// nobody but `of`.
-pub fn tell_of_grants(site: &Site, follow: &Follow, space: &SpaceId, of: SiteId) -> Result<(), CatalogError> {
-    let others = ask::granted(site, space)?.into_iter().any(|(reader, _)| reader != of);
-    if !others || !follow.is_enabled() {
-        return Ok(());
-    }
-    let signed = site.catalog.write(|b| -> Result<_, CatalogError> {
+/// nobody but `of`, and nothing is signed by a site that was set back.
+pub async fn tell_of_grants(
+    site: &Site,
+    follow: &Follow,
+    setback: &Setback,
+    space: &SpaceId,
+    of: SiteId,
+) -> Result<(), ApiError> {
+    let others = ask::granted(site, space).or_explain()?.into_iter().any(|(reader, _)| reader != of);
+    let record = site.catalog.read().or_explain()?.space(space).or_explain()?.filter(|r| r.frozen.is_none());
+    let Some(record) = record.filter(|_| others && follow.is_enabled()) else { return Ok(()) };
+    setback.check(site, space, &record).await?;
+    let (me, id) = (site.clone(), *space);
+    let signed = off_reactor(move || {
+        let head = with_new_grants(&me, &id).or_explain()?;
+        // A catalog that is made again from the deed must know it, or sign its place once more.
+        head.iter().for_each(|_| keep_deed(&me, &id, &record));
+        Ok(head)
+    });
+    signed.await?.into_iter().for_each(|head| follow.tell(head, vec![of]));
+    Ok(())
+}
+
+/// Signs the newest head again when the grants have changed since.
+fn with_new_grants(site: &Site, space: &SpaceId) -> Result<Option<Signed<Head>>, CatalogError> {
+    site.catalog.write(|b| {
         let (Some(newest), Some(grants)) = (b.newest_head(space, &site.id)?, b.grants(space)?) else { return Ok(None) };
         let grants = b.put_meta(space, grants.bytes())?;
         if newest.grants == grants {
@@ -67,9 +90,7 @@ pub fn tell_of_grants(site: &Site, follow: &Follow, space: &SpaceId, of: SiteId)
         let head = after(site, &Head { grants, ..(*newest).clone() }, &newest, None);
         b.put_head(&head)?;
         Ok(Some(head))
-    })?;
-    signed.into_iter().for_each(|head| follow.tell(head, vec![of]));
-    Ok(())
+    })
 }
 
 /// A tag that was taken back.

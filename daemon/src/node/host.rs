@@ -5,7 +5,7 @@
 
 use std::collections::HashSet;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
 use sluice_protocol::api::ApiError;
@@ -31,6 +31,7 @@ use crate::follow::Follow;
 use crate::lanes::{Host, ServedBlob, ServedData};
 use crate::policy::Policy;
 use crate::retention::{Leases, grace_ms};
+use crate::setback::Setback;
 use crate::site::Site;
 use crate::{fork, heads, journal, news, pairing};
 
@@ -42,6 +43,7 @@ pub struct SiteHost {
     site: Site,
     policy: Policy,
     follow: Follow,
+    setback: Arc<Setback>,
     leases: Leases,
     served_bytes: AtomicU64,
     /// Blobs that are being looked at because they could not be served.
@@ -50,9 +52,9 @@ pub struct SiteHost {
 
 impl SiteHost {
     /// A host over the site's catalog and rules.
-    pub fn new(site: Site, policy: Policy, follow: Follow) -> Self {
+    pub fn new(site: Site, policy: Policy, follow: Follow, setback: Arc<Setback>) -> Self {
         let leases = Leases::new(site.catalog.clone(), grace_ms(&site.config));
-        Self { site, policy, follow, leases, served_bytes: AtomicU64::new(0), mending: Mutex::default() }
+        Self { site, policy, follow, setback, leases, served_bytes: AtomicU64::new(0), mending: Mutex::default() }
     }
 
     /// Bytes that were handed to the network for peers since the start, hash trees included.
@@ -66,9 +68,7 @@ impl SiteHost {
             && let Ok(Some(record)) = self.site.catalog.read().and_then(|r| r.space(space))
         {
             keep_deed(&self.site, space, &record);
-            if let Err(e) = heads::tell_of_grants(&self.site, &self.follow, space, from) {
-                tracing::warn!(error = %e, "other readers are not told who was let in; they hear of it when they ask");
-            }
+            self.tell_of_grants(*space, from);
         }
         let answered = admitted.and_then(|space| self.first_news(&space));
         match answered {
@@ -78,6 +78,16 @@ impl SiteHost {
                 Message::Refused(refusal)
             }
         }
+    }
+
+    /// Tells the other readers of a space, off to the side, that the grants of a site changed.
+    pub fn tell_of_grants(&self, space: SpaceId, of: SiteId) {
+        let (site, follow, setback) = (self.site.clone(), self.follow.clone(), self.setback.clone());
+        tokio::spawn(async move {
+            if let Err(e) = heads::tell_of_grants(&site, &follow, &setback, &space, of).await {
+                tracing::warn!(error = %e, "other readers are not told of changed grants; they hear of it when they ask");
+            }
+        });
     }
 
     /// What a new peer must know: grants and our card; the head too, if there is one.

@@ -90,11 +90,11 @@ impl SiteNode {
         });
         let policy = Policy::new(catalog, site.id);
         let follow = Follow::new(site.clone());
-        let host = Arc::new(host::SiteHost::new(site.clone(), policy, follow.clone()));
+        let setback = Arc::new(Setback::default());
+        let host = Arc::new(host::SiteHost::new(site.clone(), policy, follow.clone(), setback.clone()));
         lane.serve(host.clone()).or_explain()?;
         finish_publications(&site).await?;
         let jobs = Jobs::default();
-        let setback = Arc::new(Setback::default());
         let tending = AbortOnDropHandle::new(tokio::spawn(tend(site.clone(), jobs.clone(), setback.clone())));
         let node = Arc::new(SiteNode {
             site,

@@ -9,7 +9,7 @@ use crate::clock::now_ms;
 use crate::errors::OrExplain;
 use crate::flow::keep_deed;
 use crate::lanes::{QUIC, TLS};
-use crate::{heads, journal, pairing};
+use crate::{journal, pairing};
 
 impl SiteNode {
     pub(super) fn peer_list(&self) -> Result<Vec<PeerInfo>, ApiError> {
@@ -101,14 +101,14 @@ impl SiteNode {
             Ok(())
         });
         written.or_explain()?;
+        // Rights are gone; now the streams that were opened with them.
+        self.site.lane.disconnect(site);
         for (id, record) in self.site.catalog.read().or_explain()?.spaces().or_explain()? {
             if record.role == Role::Owner {
                 keep_deed(&self.site, &id, &record);
-                heads::tell_of_grants(&self.site, &self.follow, &id, site).or_explain()?;
+                self.host.tell_of_grants(id, site);
             }
         }
-        // Rights are gone; now the streams that were opened with them.
-        self.site.lane.disconnect(site);
         let spaces = if taken.is_empty() { "no space".into() } else { taken.join(", ") };
         Ok(Done { done: format!("`{}` may read {spaces} no more; what it already holds stays with it", peer.name) })
     }
