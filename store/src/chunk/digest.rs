@@ -19,8 +19,8 @@ use sluice_protocol::limits::{CHUNKED_ABOVE_BYTES, FILE_BYTES_MAX, GROUP_BYTES};
 use super::cut::{CARRY_BYTES_MAX, Cutter};
 use crate::outboard::{self, Cv, PairSink, Windows};
 
-/// Bytes that are read at once: a power of two of groups.
-pub(crate) const WINDOW_BYTES: usize = 16 * 1024 * 1024;
+/// Bytes that are read at once: a power of two of groups, and few enough for the caches of a core.
+pub(crate) const WINDOW_BYTES: usize = 4 * 1024 * 1024;
 /// Most chunks in one list: a file of some 256 GiB. A longer file has no list, so memory stays bounded.
 const LIST_CHUNKS_MAX: usize = 4 * 1024 * 1024;
 /// Chunks that are hashed by one task.
@@ -51,7 +51,7 @@ impl FileReader for File {
 
 /// Digests the first `size` bytes of `file`, in parallel.
 ///
-/// Memory: two windows of 16 MiB, the tree (1/256 of the file) and the chunk list. Do not call it
+/// Memory: two windows of 4 MiB, the tree (1/256 of the file) and the chunk list. Do not call it
 /// from inside a rayon task: waiting tasks would start others and multiply that.
 pub fn digest_file(file: &File, size: u64, want_chunks: bool) -> io::Result<Digest> {
     digest_reader(file, size, want_chunks)
@@ -221,7 +221,7 @@ impl Lister {
     /// Hashes chunks on other threads while this one goes on cutting.
     fn cut_and_hash(&mut self, bytes: &[u8], last: bool) -> usize {
         let done: Mutex<Vec<(usize, Vec<Chunk>)>> = Mutex::default();
-        let cutter = self.cutter;
+        let cutter = &self.cutter;
         let rest = rayon::scope(|scope| {
             let (mut rest, mut task, mut batch) = (bytes, 0, Vec::with_capacity(CHUNKS_PER_TASK));
             loop {
@@ -336,7 +336,7 @@ mod tests {
 
     #[test]
     fn equals_bao_tree_above_one_window() {
-        for size in [WINDOW_BYTES, WINDOW_BYTES + 1, 17 * 1024 * 1024 + 3, 2 * WINDOW_BYTES + 5] {
+        for size in [WINDOW_BYTES, WINDOW_BYTES + 1, 5 * 1024 * 1024 + 3, 2 * WINDOW_BYTES + 5] {
             check(&bytes(size, 7), WINDOW_BYTES, true);
         }
     }

@@ -235,12 +235,13 @@ impl Run<'_> {
         let next = || todo.lock().expect("no thread panics while it takes a file").next();
         let work = || -> Result<(), ChunkError> {
             while let Some(t) = next() {
-                self.one(t, true)?;
+                // Within the pool: a thread outside would be woken for every window.
+                rayon::scope(|_| self.one(t, true))?;
             }
             Ok(())
         };
         std::thread::scope(|scope| {
-            // Threads of their own: a rayon task that waits would begin the next file on its stack.
+            // Threads of their own, which take files one at a time: so no more are open than these.
             let workers: Vec<_> = (0..at_once).map(|_| scope.spawn(work)).collect();
             workers.into_iter().try_for_each(|w| w.join().unwrap_or_else(|p| std::panic::resume_unwind(p)))
         })
