@@ -13,6 +13,7 @@ use replica_world::*;
 use sluice_protocol::ids::{BlobHash, ChunkHash};
 use sluice_store::blobs::{BlobError, Fit, open_blob, quarantine, settle};
 use sluice_store::catalog::Lookup;
+use sluice_store::outboard;
 use sluice_store::staging::{MOVED_TOTAL, Staged, Staging, StagingError};
 
 const GROUP: u64 = 16 * 1024;
@@ -21,6 +22,7 @@ const GROUP: u64 = 16 * 1024;
 struct Peer {
     data: Vec<u8>,
     hash: BlobHash,
+    /// All pairs, as they are sent.
     tree: PreOrderMemOutboard,
 }
 
@@ -50,6 +52,13 @@ impl Peer {
     fn size(&self) -> u64 {
         self.data.len() as u64
     }
+
+    /// What is stored of the tree: a scan of the same bytes keeps the same.
+    fn stored(&self) -> Option<Vec<u8>> {
+        let (root, tree) = outboard::of_bytes(&self.data);
+        assert_eq!(root, self.hash);
+        (!tree.is_empty()).then_some(tree)
+    }
 }
 
 fn one(range: Range<u64>) -> Vec<Range<u64>> {
@@ -63,7 +72,7 @@ fn staging_on(world: &World, boot: &str) -> Staging {
 #[test]
 fn blobs_of_all_sizes_arrive_and_keep_their_tree() {
     let world = World::new();
-    for size in [0usize, 1, 1024, 16_384, 16_385, 32_768, 32_769, 1_048_576, 1_048_577, 3_000_003] {
+    for size in [0usize, 1, 1024, 16_384, 16_385, 131_072, 131_073, 147_457, 1_048_576, 1_048_577, 3_000_003] {
         let blob = peer(size);
         let staged = world.staging().start(blob.hash, blob.size()).unwrap();
         blob.send(&staged, 0..blob.size());
@@ -76,8 +85,7 @@ fn blobs_of_all_sizes_arrive_and_keep_their_tree() {
         let mut bytes = vec![0; size];
         found.file.read_exact_at(&mut bytes, 0).unwrap();
         assert!(bytes == blob.data, "{size}");
-        let tree = (!blob.tree.data.is_empty()).then(|| blob.tree.data.clone());
-        assert_eq!(reader.outboard(&blob.hash).unwrap(), tree, "{size}");
+        assert_eq!(reader.outboard(&blob.hash).unwrap(), blob.stored(), "{size}");
         assert!(reader.staging(&world.space, &blob.hash).unwrap().is_none());
         assert!(!world.at(&format!(".sluice/staging/{}.tree", blob.hash)).exists());
     }
@@ -92,7 +100,7 @@ fn a_long_tree_goes_to_a_file_of_its_own() {
     blob.send(&staged, 0..blob.size());
     staged.finish().unwrap();
     assert!(world.catalog.outboard_path(&blob.hash).exists());
-    assert!(world.catalog.read().unwrap().outboard(&blob.hash).unwrap().unwrap() == blob.tree.data);
+    assert!(world.catalog.read().unwrap().outboard(&blob.hash).unwrap() == blob.stored());
 }
 
 #[test]
@@ -267,7 +275,7 @@ fn local_copies_are_hashed_as_a_whole_at_the_end() {
     assert!(staged.is_complete());
     staged.finish().unwrap();
     let tree = world.catalog.read().unwrap().outboard(&blob.hash).unwrap();
-    assert_eq!(tree, Some(blob.tree.data));
+    assert_eq!(tree, blob.stored());
 }
 
 #[test]
@@ -349,7 +357,7 @@ fn a_full_disk_is_said_before_anything_is_fetched() {
 #[test]
 fn small_blobs_come_in_one_batch_and_wrong_ones_are_named() {
     let world = World::new();
-    let blobs: Vec<Peer> = [0usize, 5, 16_384, 40_000].into_iter().map(peer).collect();
+    let blobs: Vec<Peer> = [0usize, 5, 16_384, 40_000, 140_000].into_iter().map(peer).collect();
     let lie = BlobHash([4; 32]);
     let batch: Vec<(BlobHash, Bytes)> = blobs.iter().map(|b| (b.hash, b.data.clone().into())).collect();
     let with_lie = [&batch[..], &[(lie, b"not that"[..].into())]].concat();
@@ -363,7 +371,7 @@ fn small_blobs_come_in_one_batch_and_wrong_ones_are_named() {
     let reader = world.catalog.read().unwrap();
     for blob in &blobs {
         assert!(open_blob(&world.lake, &reader, &world.space, &blob.hash).is_ok());
-        assert_eq!(reader.outboard(&blob.hash).unwrap().unwrap_or_default(), blob.tree.data);
+        assert_eq!(reader.outboard(&blob.hash).unwrap(), blob.stored());
     }
     assert!(matches!(open_blob(&world.lake, &reader, &world.space, &lie), Err(BlobError::Unknown(_))));
 }

@@ -4,7 +4,10 @@ use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use bao_tree::BlockSize;
+use bao_tree::io::outboard::PreOrderMemOutboard;
 use serde_json::Value;
+use sluice_protocol::ids::BlobHash;
 use sluice_protocol::path::LakePath;
 use sluice_store::catalog::{Catalog, FileRecord, Located, Lookup, SiteLookup};
 use sluice_store::lake::Lake;
@@ -345,6 +348,31 @@ fn a_hash_tree_that_rots_at_the_owner_is_made_again_from_the_bytes() {
         assert_eq!(std::fs::read(&tree).expect("it is back"), whole, "round {round}");
     }
     assert_eq!(pair.replica.json(["verify", "acme", "--deep"])["ok"], true);
+}
+
+/// Trees were stored down to groups of 16 KiB once.
+#[test]
+fn a_finer_tree_of_an_older_build_is_served_from() {
+    let mut pair = pair();
+    let bytes = blake3_stream(700_001);
+    std::fs::write(pair.source.join("raw/old.bin"), &bytes).expect("ours");
+    pair.snapshot();
+    let tree = PreOrderMemOutboard::create(&bytes, BlockSize::from_chunk_log(4));
+    let (hash, older) = (BlobHash(*tree.root.as_bytes()), Some(tree.data));
+    pair.owner.stop();
+    let stored = {
+        let catalog = Catalog::open(pair.owner.home()).expect("the site is down");
+        let stored = catalog.read().and_then(|r| r.outboard(&hash)).expect("a catalog");
+        catalog.write(|b| b.put_outboard(&hash, older.as_ref().expect("it has pairs"))).expect("a catalog");
+        stored
+    };
+    assert_eq!(stored.map(|t| t.len()), Some(5 * 64), "six blocks");
+    pair.owner.start();
+    pair.sync(0);
+    assert!(pair.read("raw/old.bin") == bytes);
+    pair.owner.stop();
+    let catalog = Catalog::open(pair.owner.home()).expect("the site is down");
+    assert_eq!(catalog.read().and_then(|r| r.outboard(&hash)).expect("a catalog"), older, "it was not made again");
 }
 
 #[test]

@@ -89,8 +89,18 @@ pub struct ServedBlob {
     pub size: u64,
     /// The bytes of the blob.
     pub data: ServedData,
-    /// Its hash pairs: pre-order, 16 KiB groups, no size in front; empty for up to 16 KiB.
+    /// Its stored tree (`sluice_store::outboard`): pre-order, of either grain, which its length tells.
     pub outboard: ServedData,
+}
+
+impl ServedData {
+    /// Its length in bytes.
+    fn len(&self) -> io::Result<u64> {
+        match self {
+            ServedData::File(file) => file.metadata().map(|about| about.len()),
+            ServedData::Bytes(bytes) => Ok(bytes.len() as u64),
+        }
+    }
 }
 
 impl From<File> for ServedData {

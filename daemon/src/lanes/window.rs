@@ -36,12 +36,17 @@ impl Window {
                 self.refill(at, len, at == held_end)?;
             }
         }
+        self.held(at, len).ok_or_else(short)
+    }
+
+    /// The same as long as they are held from an earlier [`Self::read`]: never read again.
+    pub fn held(&self, at: u64, len: usize) -> Option<&[u8]> {
         let (bytes, start): (&[u8], u64) = match &self.data {
             ServedData::File(_) => (&self.held, self.start),
             ServedData::Bytes(bytes) => (bytes, 0),
         };
-        let from = usize::try_from(at - start).map_err(|_| short())?;
-        bytes.get(from..from + len).ok_or_else(short)
+        let from = usize::try_from(at.checked_sub(start)?).ok()?;
+        bytes.get(from..from.checked_add(len)?)
     }
 
     /// Reads at `at`: at least `len` bytes, and more when the file is read in order.

@@ -14,7 +14,7 @@ use sluice_protocol::codec::Bytes as CborBytes;
 use sluice_protocol::grants::Right;
 use sluice_protocol::head::Head;
 use sluice_protocol::ids::{BlobHash, SiteId, SnapshotId, SpaceId};
-use sluice_protocol::limits::{CLOCK_SKEW_MS_MAX, GROUP_BYTES};
+use sluice_protocol::limits::CLOCK_SKEW_MS_MAX;
 use sluice_protocol::messages::{
     Announce, Message, PairRequest, REFUSED_GRANT, REFUSED_LATER, REFUSED_MESSAGE, Refusal, SpaceNews,
 };
@@ -23,6 +23,7 @@ use sluice_store::blobs::{OpenBlob, open_blob, quarantine};
 use sluice_store::catalog::{CatalogError, Lookup, Role, SiteLookup, StoredTree};
 use sluice_store::chunk::{digest_file, remake_tree};
 use sluice_store::lake::{Lake, Place};
+use sluice_store::outboard::BLOCK_BYTES;
 
 use crate::clock::now_ms;
 use crate::errors::OrExplain;
@@ -197,7 +198,7 @@ impl SiteHost {
             let Ok(lake) = self.site.lake_of(&record) else { continue };
             let Ok(open) = open_blob(&lake, &reader, &space, hash) else { continue };
             let outboard = match open.size {
-                0..=GROUP_BYTES => ServedData::from(vec![]),
+                0..=BLOCK_BYTES => ServedData::from(vec![]),
                 _ => match self.tree(&space, hash, &open)? {
                     Some(StoredTree::Bytes(bytes)) => ServedData::from(bytes),
                     Some(StoredTree::File(file)) => ServedData::File(file),
@@ -265,7 +266,7 @@ impl SiteHost {
                 if is_damaged(&lake, &at.place, blob.size, &hash) {
                     quarantine(&lake, catalog, &space, &hash, &at.place).or_explain()?;
                     bad = true;
-                } else if !remade && blob.size > GROUP_BYTES {
+                } else if !remade && blob.size > BLOCK_BYTES {
                     let file = lake.open_place(&at.place).ok();
                     remade = file.is_some_and(|f| remake_tree(catalog, &space, &f, blob.size, &hash).unwrap_or(false));
                 }

@@ -42,6 +42,8 @@ const FILE: &str = "catalog.redb";
 const CACHE_BYTES: usize = 64 * 1024 * 1024;
 /// Values above this lie in files of their own, in bytes.
 pub(crate) const INLINE_BYTES_MAX: usize = 64 * 1024;
+/// Trees above this lie in files of their own, in bytes: those of blobs above 16 MiB.
+pub(crate) const TREE_INLINE_BYTES_MAX: usize = 8 * 1024;
 /// Folder of large metadata blobs in the home.
 pub(crate) const META_FOLDER: &str = "meta";
 /// Folder of large outboards in the home.

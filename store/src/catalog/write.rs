@@ -12,8 +12,8 @@ use super::backend::CATALOG;
 use super::lookup::{CHUNK_PREFIX_BYTES, EachRow, IN_FILE, INLINE, Raw, is_sampled, key2, last_row, scan_table};
 use super::records::{BlobRecord, FileRecord, LiveRecord, Located, StagingRecord};
 use super::{
-    CatalogError, DEFS, FILE_MODE, FOLDER_MODE, INLINE_BYTES_MAX, Lookup, META_FILES, META_FOLDER, TREE_FOLDER, TREES,
-    Table, beside,
+    CatalogError, DEFS, FILE_MODE, FOLDER_MODE, INLINE_BYTES_MAX, Lookup, META_FILES, META_FOLDER, TREE_FOLDER,
+    TREE_INLINE_BYTES_MAX, TREES, Table, beside,
 };
 use crate::disk;
 use crate::lake::Place;
@@ -178,7 +178,7 @@ impl Batch {
 
     /// Stores the tree of a blob (see [`Lookup::outboard`]).
     pub fn put_outboard(&mut self, hash: &BlobHash, bytes: &[u8]) -> Result<(), CatalogError> {
-        if bytes.len() <= INLINE_BYTES_MAX {
+        if bytes.len() <= TREE_INLINE_BYTES_MAX {
             self.put(Table::Outboards, &hash.0, &tagged(bytes))
         } else {
             write_beside(&self.home, TREE_FOLDER, hash, bytes)?;

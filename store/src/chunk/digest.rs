@@ -14,12 +14,12 @@ use std::sync::Mutex;
 use rayon::prelude::*;
 use sluice_protocol::chunks::{Chunk, ChunkList, Cut};
 use sluice_protocol::ids::{BlobHash, ChunkHash};
-use sluice_protocol::limits::{CHUNKED_ABOVE_BYTES, FILE_BYTES_MAX, GROUP_BYTES};
+use sluice_protocol::limits::{CHUNKED_ABOVE_BYTES, FILE_BYTES_MAX};
 
 use super::cut::{CARRY_BYTES_MAX, Cutter};
-use crate::outboard::{self, Cv, PairSink, Windows};
+use crate::outboard::{self, BLOCK_BYTES, Cv, Grain, PairSink, Windows};
 
-/// Bytes that are read at once: a power of two of groups, and few enough for the caches of a core.
+/// Bytes that are read at once: a power of two of blocks, and few enough for the caches of a core.
 pub(crate) const WINDOW_BYTES: usize = 4 * 1024 * 1024;
 /// Most chunks in one list: a file of some 256 GiB. A longer file has no list, so memory stays bounded.
 const LIST_CHUNKS_MAX: usize = 4 * 1024 * 1024;
@@ -31,7 +31,7 @@ const CHUNKS_PER_TASK: usize = 32;
 pub struct Digest {
     /// The BLAKE3 root.
     pub hash: BlobHash,
-    /// The tree, as [`crate::outboard`] lays it out; empty up to 16 KiB.
+    /// The tree, as [`crate::outboard`] lays it out; empty up to 128 KiB.
     pub outboard: Vec<u8>,
     /// The chunks, for files above 64 KiB if they were asked for.
     pub list: Option<ChunkList>,
@@ -51,7 +51,7 @@ impl FileReader for File {
 
 /// Digests the first `size` bytes of `file`, in parallel.
 ///
-/// Memory: two windows of 4 MiB, the tree (1/256 of the file) and the chunk list. Do not call it
+/// Memory: two windows of 4 MiB, the tree (1/2048 of the file) and the chunk list. Do not call it
 /// from inside a rayon task: waiting tasks would start others and multiply that.
 pub fn digest_file(file: &File, size: u64, want_chunks: bool) -> io::Result<Digest> {
     digest_reader(file, size, want_chunks)
@@ -103,7 +103,7 @@ pub(crate) struct Job<'a> {
     /// Length in bytes.
     pub size: u64,
     pub want_chunks: bool,
-    /// Bytes read at once: a power of two of groups.
+    /// Bytes read at once: a power of two of blocks.
     pub window: usize,
     /// Whether rayon may be used.
     pub parallel: bool,
@@ -114,7 +114,7 @@ impl Job<'_> {
     pub fn run(&self, scratch: &mut Scratch, sink: &mut dyn PairSink) -> io::Result<(BlobHash, Option<ChunkList>)> {
         let mut lister = (self.want_chunks && self.size > CHUNKED_ABOVE_BYTES).then(Lister::default);
         let windows = self.size.div_ceil(self.window as u64).max(1);
-        let tree = Windows { groups: outboard::groups(self.size), window: self.window as u64 / GROUP_BYTES };
+        let tree = Windows { blocks: outboard::blocks(self.size), window: self.window as u64 / BLOCK_BYTES };
         let mut cvs = Vec::new();
         self.read(0, &mut scratch.now)?;
         for index in 0..windows {
@@ -160,9 +160,10 @@ impl Job<'_> {
         pairs.clear();
         pairs.resize(outboard::outboard_bytes(data.len() as u64) as usize, 0);
         if data.len() as u64 == self.size {
-            Hashed::Root(outboard::whole(data, pairs, self.parallel))
+            Hashed::Root(outboard::whole(data, pairs, Grain::Block, self.parallel))
         } else {
-            Hashed::Part(outboard::subtree(data, index * self.window as u64, pairs, self.parallel))
+            let offset = index * self.window as u64;
+            Hashed::Part(outboard::subtree(data, offset, pairs, Grain::Block, self.parallel))
         }
     }
 
@@ -256,8 +257,8 @@ fn of(bytes: &[u8]) -> Chunk {
     Chunk { len: bytes.len() as u32, hash: ChunkHash::of(bytes) }
 }
 
-const _: () = assert!((WINDOW_BYTES as u64).is_multiple_of(GROUP_BYTES));
-const _: () = assert!((WINDOW_BYTES as u64 / GROUP_BYTES).is_power_of_two());
+const _: () = assert!((WINDOW_BYTES as u64).is_multiple_of(BLOCK_BYTES));
+const _: () = assert!((WINDOW_BYTES as u64 / BLOCK_BYTES).is_power_of_two());
 
 #[cfg(test)]
 mod tests {
@@ -306,7 +307,7 @@ mod tests {
 
     fn check(data: &[u8], window: usize, parallel: bool) {
         let found = run(data, window, parallel);
-        let theirs = PreOrderMemOutboard::create(data, BlockSize::from_chunk_log(4));
+        let theirs = PreOrderMemOutboard::create(data, BlockSize::from_chunk_log(7));
         let what = (data.len(), window, parallel);
         assert_eq!(found.hash.0, *blake3::hash(data).as_bytes(), "{what:?}");
         assert_eq!(found.hash.0, *theirs.root.as_bytes(), "{what:?}");
@@ -324,10 +325,11 @@ mod tests {
     fn equals_bao_tree_and_whole_chunking_at_the_edges() {
         let (k16, m1) = (16 * 1024, 1024 * 1024);
         let mut sizes = vec![0, 1, 1023, 1024, 1025, 3 * k16, 3 * k16 + 1, 5 * k16, 2 * k16];
-        sizes.extend([k16 - 1, k16, k16 + 1, 4 * k16, 4 * k16 + 1, m1 - 1, m1, m1 + 1, 3 * m1 + 7]);
+        sizes.extend([k16 - 1, k16, k16 + 1, 4 * k16, 4 * k16 + 1, 8 * k16 - 1, 8 * k16, 8 * k16 + 1, 24 * k16 + 1]);
+        sizes.extend([m1 - 1, m1, m1 + 1, 3 * m1 + 7]);
         for size in sizes {
             let data = bytes(size, size as u64);
-            for window in [k16, 4 * k16, m1, WINDOW_BYTES] {
+            for window in [8 * k16, 16 * k16, m1, WINDOW_BYTES] {
                 check(&data, window, false);
                 check(&data, window, true);
             }
@@ -343,7 +345,7 @@ mod tests {
 
     #[test]
     fn bytes_without_cut_points_end_at_the_maximum() {
-        check(&vec![0; 3 * 1024 * 1024 + 5], 64 * 1024, true);
+        check(&vec![0; 3 * 1024 * 1024 + 5], 128 * 1024, true);
     }
 
     #[test]
@@ -362,8 +364,8 @@ mod tests {
     proptest! {
         #![proptest_config(ProptestConfig::with_cases(48))]
         #[test]
-        fn streamed_equals_whole(size in 0usize..3_000_000, seed: u64, log in 0u32..7, parallel: bool) {
-            check(&bytes(size, seed), (16 * 1024) << log, parallel);
+        fn streamed_equals_whole(size in 0usize..3_000_000, seed: u64, log in 0u32..4, parallel: bool) {
+            check(&bytes(size, seed), (128 * 1024) << log, parallel);
         }
     }
 }

@@ -19,7 +19,7 @@ use sluice_protocol::path::LakePath;
 use super::digest::{FileReader, Job, Scratch, WINDOW_BYTES, memory};
 use super::record::{OutboardAt, ReadFile};
 use super::{ChunkError, Run};
-use crate::catalog::{Catalog, FILE_MODE, FOLDER_MODE, INLINE_BYTES_MAX, TREES};
+use crate::catalog::{Catalog, FILE_MODE, FOLDER_MODE, TREE_INLINE_BYTES_MAX, TREES};
 use crate::disk::Partial;
 use crate::lake::{Lake, Place};
 use crate::outboard::outboard_bytes;
@@ -120,7 +120,7 @@ impl Run<'_> {
         job: &Job<'_>,
         scratch: &mut Scratch,
     ) -> Result<io::Result<(BlobHash, Option<sluice_protocol::chunks::ChunkList>, OutboardAt)>, ChunkError> {
-        if outboard_bytes(job.size) as usize <= INLINE_BYTES_MAX {
+        if outboard_bytes(job.size) as usize <= TREE_INLINE_BYTES_MAX {
             let run = |scratch| {
                 let mut outboard = memory(job.size)?;
                 let (hash, list) = job.run(scratch, &mut outboard)?;
@@ -153,7 +153,7 @@ impl Run<'_> {
 /// the blob, and nothing is stored then.
 pub fn remake_tree(catalog: &Catalog, space: &SpaceId, file: &File, size: u64, hash: &BlobHash) -> io::Result<bool> {
     let job = |parallel| Job { reader: file, size, want_chunks: false, window: WINDOW_BYTES, parallel };
-    if outboard_bytes(size) as usize <= INLINE_BYTES_MAX {
+    if outboard_bytes(size) as usize <= TREE_INLINE_BYTES_MAX {
         let mut outboard = memory(size)?;
         let (found, _) = job(true).run(&mut Scratch::default(), &mut outboard)?;
         if found == *hash {

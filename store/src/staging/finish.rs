@@ -10,22 +10,24 @@ use std::path::Path;
 use sluice_protocol::ids::BlobHash;
 use sluice_protocol::limits::GROUP_BYTES;
 
-use super::{MOVED_TOTAL, STAGING_FOLDER, Staged, Staging, StagingError, lock, part_name, part_place, tree_name};
-use crate::catalog::{FILE_MODE, FOLDER_MODE, Located, TREES};
+use super::sidecar::Sidecar;
+use super::{
+    Inner, MOVED_TOTAL, STAGING_FOLDER, Staged, Staging, StagingError, lock, part_name, part_place, tree_name,
+};
+use crate::catalog::{FILE_MODE, FOLDER_MODE, Located, TREE_INLINE_BYTES_MAX, TREES};
 use crate::chunk::digest_file;
 use crate::disk::{self, Partial};
 use crate::lake::{Fingerprint, Lake};
+use crate::outboard::{condense, outboard_bytes};
 
-/// Trees up to this length are handed to the catalog whole, in bytes; longer ones are streamed.
-const TREE_IN_MEMORY_BYTES_MAX: u64 = 1024 * 1024;
-/// Buffer for streaming a tree, in bytes.
+/// Buffers for streaming a tree, in bytes.
 const COPY_BYTES: usize = 1024 * 1024;
 /// Permission bits of a complete part.
 const DONE_MODE: u32 = 0o600;
 
 /// The tree of a proven blob.
 pub(super) enum Tree {
-    /// No tree: the blob is one group.
+    /// No tree: the blob is one block.
     None,
     Bytes(Vec<u8>),
     /// It lies durable at the catalog's path for it.
@@ -95,7 +97,7 @@ impl Staged {
     fn keep_tree(&self, outboard: Vec<u8>) -> Result<Tree, StagingError> {
         if outboard.is_empty() {
             Ok(Tree::None)
-        } else if outboard.len() as u64 <= TREE_IN_MEMORY_BYTES_MAX {
+        } else if outboard.len() <= TREE_INLINE_BYTES_MAX {
             Ok(Tree::Bytes(outboard))
         } else {
             self.write_tree(&mut |file| file.append(&outboard))?;
@@ -103,25 +105,34 @@ impl Staged {
         }
     }
 
+    /// Keeps of the received tree, which goes down to the groups, what is stored.
     fn keep_received_tree(&self) -> Result<Tree, StagingError> {
-        let sidecar = &self.0.sidecar;
-        let len = sidecar.tree_bytes();
-        let failed = |e| self.0.shared.failed(&tree_name(&self.0.hash), e);
-        if len <= TREE_IN_MEMORY_BYTES_MAX {
-            let mut bytes = vec![0; len as usize];
-            sidecar.read_tree(0, &mut bytes).map_err(failed)?;
-            return Ok(Tree::Bytes(bytes));
+        let Inner { sidecar, size, hash, .. } = &*self.0;
+        let mut ahead = Ahead::default();
+        let mut read = |at: u64, into: &mut [u8]| ahead.read(at, into, sidecar);
+        let stored = outboard_bytes(*size) as usize;
+        if stored <= TREE_INLINE_BYTES_MAX {
+            let mut tree = Vec::with_capacity(stored);
+            let mut put = |pair: &[u8]| {
+                tree.extend_from_slice(pair);
+                Ok(())
+            };
+            let failed = |e| self.0.shared.failed(&tree_name(hash), e);
+            condense(*size, &mut read, &mut put).map_err(failed)?;
+            return self.keep_tree(tree);
         }
         self.write_tree(&mut |file| {
-            let mut buffer = vec![0; COPY_BYTES];
-            let mut at = 0;
-            while at < len {
-                let n = (len - at).min(COPY_BYTES as u64) as usize;
-                sidecar.read_tree(at, &mut buffer[..n])?;
-                file.append(&buffer[..n])?;
-                at += n as u64;
-            }
-            Ok(())
+            let mut some = Vec::with_capacity(COPY_BYTES);
+            condense(*size, &mut read, &mut |pair| {
+                some.extend_from_slice(pair);
+                if some.len() < COPY_BYTES {
+                    return Ok(());
+                }
+                file.append(&some)?;
+                some.clear();
+                Ok(())
+            })?;
+            file.append(&some)
         })?;
         Ok(Tree::InFile)
     }
@@ -138,6 +149,29 @@ impl Staged {
         };
         let folder = path.parent().unwrap_or(Path::new("."));
         write(folder).map_err(|source| StagingError::Io { path: path.clone(), source })
+    }
+}
+
+/// Reads a received tree, of which only some pairs are wanted, in long pieces.
+#[derive(Default)]
+struct Ahead {
+    held: Vec<u8>,
+    start: u64,
+}
+
+impl Ahead {
+    fn read(&mut self, at: u64, into: &mut [u8], from: &Sidecar) -> io::Result<()> {
+        let end = at + into.len() as u64;
+        if at < self.start || end > self.start + self.held.len() as u64 {
+            let len = (from.tree_bytes().saturating_sub(at)).min(COPY_BYTES as u64);
+            self.held.resize(len as usize, 0);
+            self.start = at;
+            from.read_tree(at, &mut self.held)?;
+        }
+        let from = (at - self.start) as usize;
+        let held = self.held.get(from..from + into.len()).ok_or(io::ErrorKind::UnexpectedEof)?;
+        into.copy_from_slice(held);
+        Ok(())
     }
 }
 

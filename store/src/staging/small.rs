@@ -82,7 +82,7 @@ mod tests {
         for (hash, bytes) in &blobs {
             let open = crate::blobs::open_blob(&lake, &reader, &space, hash).unwrap();
             assert_eq!(open.size, bytes.len() as u64);
-            assert_eq!(reader.outboard(hash).unwrap().is_some(), bytes.len() > 16_384);
+            assert_eq!(reader.outboard(hash).unwrap().is_some(), bytes.len() as u64 > outboard::BLOCK_BYTES);
         }
         let lie = (BlobHash::of(b"other"), Bytes::from_static(b"this"));
         assert!(matches!(staging.put_small(&[lie]), Err(StagingError::Damaged { .. })));

@@ -94,7 +94,7 @@ fn every_call_fails_in_every_way() {
 fn a_failed_sync_is_not_made_good_by_another_one() {
     let world = world();
     let bytes = large(1);
-    let (hash, tree) = outboard::of_bytes(&bytes);
+    let (hash, tree) = tree_to_send(&bytes);
     let staging = world.staging();
     let staged = staging.start(hash, bytes.len() as u64).unwrap();
     for (i, pair) in tree.chunks(64).enumerate() {

@@ -10,12 +10,13 @@ mod power_owner;
 #[path = "../replica_world/mod.rs"]
 mod replica_world;
 
+use bao_tree::io::outboard::PreOrderMemOutboard;
 use replica_world::*;
 use sluice_protocol::ids::BlobHash;
 use sluice_protocol::manifest::SectionKind::{Delta, Raw};
+use sluice_store::blobs::GROUPS;
 use sluice_store::catalog::Lookup;
 use sluice_store::lake::Place;
-use sluice_store::outboard;
 use sluice_store::publish::{PublishError, publish};
 use sluice_store::staging::{Staging, StagingError};
 use sluice_store::verify::{VerifyError, verify};
@@ -58,12 +59,18 @@ fn two() -> Vec<Part> {
 
 /// A file that is staged group by group.
 fn large(version: u8) -> Vec<u8> {
-    random(100 + version, 100_000)
+    random(100 + version, 150_000)
+}
+
+/// The root of a blob and all its pairs, as a peer sends them.
+fn tree_to_send(bytes: &[u8]) -> (BlobHash, Vec<u8>) {
+    let tree = PreOrderMemOutboard::create(bytes, GROUPS);
+    (BlobHash(*tree.root.as_bytes()), tree.data)
 }
 
 /// Fills a large blob as transfer does, with a checkpoint on the way.
 fn fill(staging: &Staging, bytes: &[u8]) -> Result<(), StagingError> {
-    let (hash, tree) = outboard::of_bytes(bytes);
+    let (hash, tree) = tree_to_send(bytes);
     let staged = staging.start(hash, bytes.len() as u64)?;
     for (i, pair) in tree.chunks(64).enumerate() {
         staged.put_parent(i as u64, pair.try_into().unwrap())?;

@@ -227,7 +227,7 @@ fn assert_whole(owner: &Owner, version: &(SnapshotId, BlobHash), what: &str) {
                 (BlobHash::of(&bytes) == hash).then_some(bytes)
             });
             let bytes = bytes.unwrap_or_else(|| panic!("{what}: the bytes of `{path}` are gone: {:?}", blob.places));
-            if bytes.len() > 16 * 1024 {
+            if bytes.len() as u64 > outboard::BLOCK_BYTES {
                 let tree = reader.outboard(&hash).unwrap();
                 assert_eq!(tree, Some(outboard::of_bytes(&bytes).1), "{what}: the tree of `{path}`");
             }

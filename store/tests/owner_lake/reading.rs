@@ -345,7 +345,7 @@ fn large_files_have_trees_beside_the_catalog() {
     let snapshot = world.snap();
     world.check(&snapshot);
     assert!(!stale.exists());
-    let theirs = bao_tree::io::outboard::PreOrderMemOutboard::create(&big, bao_tree::BlockSize::from_chunk_log(4));
+    let theirs = bao_tree::io::outboard::PreOrderMemOutboard::create(&big, bao_tree::BlockSize::from_chunk_log(7));
     let ours = world.catalog.read().unwrap().outboard(&hash).unwrap().unwrap();
     assert!(ours == theirs.data);
     assert!(world.catalog.outboard_path(&hash).exists());

@@ -143,7 +143,7 @@ impl World {
                 let found = blob.places.iter().find(fits).expect("a blob of the snapshot has a place that fits");
                 let bytes = fs::read(self.lake.path_of(&found.place)).unwrap();
                 assert_eq!(BlobHash::of(&bytes), hash, "{:?}", entry.path);
-                if entry.size > 16 * 1024 {
+                if entry.size > sluice_store::outboard::BLOCK_BYTES {
                     let outboard = reader.outboard(&hash).unwrap().expect("it has a tree");
                     assert_eq!(outboard.len() as u64, sluice_store::outboard::outboard_bytes(entry.size));
                 }

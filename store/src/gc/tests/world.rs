@@ -37,7 +37,7 @@ impl Dice {
 
 /// The bytes of one of a few files: of none, of one group, with a tree, with a chunk list.
 pub fn content(number: u64) -> Vec<u8> {
-    let size = [0, 30, 20_000, 90_000][(number % 4) as usize];
+    let size = [0, 30, 20_000, 180_000][(number % 4) as usize];
     let mut bytes = vec![0; size];
     blake3::Hasher::new().update(&number.to_le_bytes()).finalize_xof().fill(&mut bytes);
     bytes
