@@ -185,15 +185,21 @@ impl Pinner<'_> {
     /// Pins one blob by the file at `path`. Returns whether it is pinned now.
     fn one(&mut self, path: &LakePath, hash: &BlobHash, once: bool) -> Result<bool, PinError> {
         let Some(blob) = self.reader.blob(self.space, hash)? else { return Ok(false) };
+        let (own, place) = (pin_place(hash), Place::Lake(path.clone()));
+        let is_recorded = blob.places.iter().any(|p| p.place == own);
+        if !once && !is_recorded && !self.clones && !self.options.copy {
+            // There is no way left to pin it: a lake of very many such files is not asked about each.
+            let at = blob.places.iter().find(|p| p.place == place);
+            self.unpinned.extend(at.map(|at| (*hash, at.print.size)));
+            return Ok(false);
+        }
         let text = hash.to_string();
         let (sub, _) = self.objects.make(&text[..2]).map_err(|e| failed(path, e))?;
         let there = sub.look(&text).map_err(|e| failed(path, e))?;
-        let own = pin_place(hash);
         if there.is_some_and(|t| blob.places.iter().any(|p| p.place == own && p.print == t.print)) {
             self.report.already += 1;
             return Ok(true);
         }
-        let place = Place::Lake(path.clone());
         let Some(at) = blob.places.iter().find(|p| p.place == place) else { return Ok(false) };
         if stat_file(self.lake, path).map(|(print, _)| print).as_ref() != Some(&at.print) {
             return Ok(false);

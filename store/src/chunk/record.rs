@@ -92,7 +92,10 @@ pub(crate) fn record(
     files: &[ReadFile],
 ) -> Result<Vec<(BlobHash, BlobRecord)>, CatalogError> {
     let mut lost = Vec::new();
-    for file in files {
+    // Each table in its own order: neighbouring rows share pages.
+    let mut files: Vec<&ReadFile> = files.iter().collect();
+    files.sort_unstable_by(|a, b| a.path.cmp(&b.path));
+    for file in &files {
         let before = batch.file(space, &file.path)?;
         if let Some(old) = before.filter(|b| b.hash != file.hash) {
             lost.extend(forget_place(batch, space, &old.hash, &file.path)?);
@@ -100,6 +103,9 @@ pub(crate) fn record(
         let print = if file.racy { unsettled(&file.print) } else { file.print.clone() };
         let record = FileRecord { print, hash: file.hash, damaged: false, unknown: Default::default() };
         batch.put_file(space, &file.path, &record)?;
+    }
+    files.sort_unstable_by_key(|file| file.hash);
+    for file in files {
         add_place(batch, space, &file.hash, &file.path, &file.print)?;
         match &file.outboard {
             OutboardAt::Memory(bytes) if bytes.is_empty() => {}

@@ -95,6 +95,19 @@ fn copies_are_made_only_when_asked_for() {
     world.check(&snapshot);
 }
 
+/// A lake may hold a million of them.
+#[test]
+fn files_that_nothing_can_pin_are_not_touched_one_by_one() {
+    let files: Vec<(String, [u8; 1])> = (0..100u8).map(|i| (format!("raw/{i}"), [i])).collect();
+    let files: Vec<(&str, &[u8])> = files.iter().map(|(path, bytes)| (path.as_str(), &bytes[..])).collect();
+    let world = World::with(&files);
+    let report = pin_all(&world, &world.snap(), LINK);
+    assert_eq!(report.cloned + report.unpinned, 100);
+    // The first of them showed that the file system cannot clone; where it can, all are tried.
+    let made = fs::read_dir(world.at(".sluice/objects")).unwrap().count();
+    assert!(report.cloned > 0 || made == 1, "{made} folders for {report:?}");
+}
+
 #[test]
 fn a_pin_that_a_kill_left_is_taken_over() {
     let world = world();
