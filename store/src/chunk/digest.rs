@@ -25,6 +25,8 @@ pub(crate) const WINDOW_BYTES: usize = 4 * 1024 * 1024;
 const LIST_CHUNKS_MAX: usize = 4 * 1024 * 1024;
 /// Chunks that are hashed by one task.
 const CHUNKS_PER_TASK: usize = 32;
+/// Pieces begin at multiples of this in memory.
+pub(super) const PAGE_BYTES: usize = 4096;
 
 /// What one pass over a file found.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -87,13 +89,33 @@ pub(crate) struct Scratch {
 struct Window {
     /// Only ever grows: what lies behind `end` is old.
     bytes: Vec<u8>,
+    /// Where the piece begins: on a page of its own, so that a disk can write into it.
+    start: usize,
     end: usize,
 }
 
 impl Window {
+    /// Room for a piece of `len` bytes.
+    fn piece(&mut self, len: usize) -> &mut [u8] {
+        let room = CARRY_BYTES_MAX + PAGE_BYTES + len;
+        if self.bytes.len() < room {
+            self.bytes.resize(room, 0);
+            let page = self.bytes[CARRY_BYTES_MAX..].as_ptr().align_offset(PAGE_BYTES);
+            // It may be said of no pointer; then nothing is lost but speed.
+            self.start = CARRY_BYTES_MAX + page.min(PAGE_BYTES);
+        }
+        self.end = self.start + len;
+        &mut self.bytes[self.start..self.end]
+    }
+
     /// The last `carry` bytes of the room and the piece.
     fn with(&self, carry: usize) -> &[u8] {
-        &self.bytes[CARRY_BYTES_MAX - carry..self.end]
+        &self.bytes[self.start - carry..self.end]
+    }
+
+    /// Takes bytes over into the end of the room.
+    fn carry(&mut self, bytes: &[u8]) {
+        self.bytes[self.start - bytes.len()..self.start].copy_from_slice(bytes);
     }
 }
 
@@ -149,11 +171,7 @@ impl Job<'_> {
     fn read(&self, index: u64, window: &mut Window) -> io::Result<()> {
         let offset = index * self.window as u64;
         let len = (self.size - offset).min(self.window as u64) as usize;
-        window.end = CARRY_BYTES_MAX + len;
-        if window.bytes.len() < window.end {
-            window.bytes.resize(window.end, 0);
-        }
-        self.reader.read_at(&mut window.bytes[CARRY_BYTES_MAX..window.end], offset)
+        self.reader.read_at(window.piece(len), offset)
     }
 
     fn hash(&self, index: u64, data: &[u8], pairs: &mut Vec<u8>) -> Hashed {
@@ -173,8 +191,8 @@ impl Job<'_> {
             return;
         }
         let carry = lister.as_ref().map_or(0, |l| l.carry);
-        let Window { bytes, end } = &scratch.now;
-        scratch.next.bytes[CARRY_BYTES_MAX - carry..CARRY_BYTES_MAX].copy_from_slice(&bytes[end - carry..*end]);
+        let Window { bytes, end, .. } = &scratch.now;
+        scratch.next.carry(&bytes[end - carry..*end]);
         std::mem::swap(&mut scratch.now, &mut scratch.next);
     }
 

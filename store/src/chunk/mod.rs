@@ -11,6 +11,7 @@
 //! Invariant: every file in [`Chunks`] has a hash, and the hash is of bytes that were the file's
 //! bytes at one moment. What was read is in the catalog or in `Chunks`, never only half of it.
 
+mod around;
 mod cut;
 mod digest;
 mod keep;
@@ -134,13 +135,15 @@ fn chunk_holding(
     read::clear_partial(catalog, space)?;
     let mut entries = entries;
     let todo = todo(&mut entries.sections);
+    let bytes_total = todo.iter().map(Todo::size).sum();
     let run = Run {
         lake,
         space,
         catalog,
         watch,
         files_total: todo.len() as u64,
-        bytes_total: todo.iter().map(Todo::size).sum(),
+        bytes_total,
+        around: around::is_much(bytes_total),
         files: AtomicU64::new(0),
         bytes: AtomicU64::new(0),
         partial: AtomicU64::new(0),
@@ -206,6 +209,8 @@ struct Run<'a> {
     watch: &'a dyn Watch,
     files_total: u64,
     bytes_total: u64,
+    /// Whether the files are read around the page cache.
+    around: bool,
     files: AtomicU64,
     bytes: AtomicU64,
     /// Numbers the trees that are being written.

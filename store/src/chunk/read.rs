@@ -16,6 +16,7 @@ use sluice_protocol::ids::{BlobHash, SpaceId};
 use sluice_protocol::limits::FILE_BYTES_MAX;
 use sluice_protocol::path::LakePath;
 
+use super::around::Way;
 use super::digest::{FileReader, Job, Scratch, WINDOW_BYTES, memory};
 use super::record::{OutboardAt, ReadFile};
 use super::{ChunkError, Run};
@@ -47,6 +48,7 @@ struct Watched<'a> {
     file: &'a File,
     path: &'a LakePath,
     run: &'a Run<'a>,
+    way: Way,
 }
 
 impl FileReader for Watched<'_> {
@@ -55,7 +57,7 @@ impl FileReader for Watched<'_> {
             return Err(io::Error::other("stopped"));
         }
         self.run.watch.reading(self.path, offset);
-        FileReader::read_at(self.file, buf, offset)?;
+        self.way.read(self.file, buf, offset)?;
         self.run.bytes.fetch_add(buf.len() as u64, Ordering::Relaxed);
         if offset > 0 {
             self.run.say();
@@ -94,7 +96,8 @@ impl Run<'_> {
         if before.size > FILE_BYTES_MAX {
             return failed(io::ErrorKind::FileTooLarge.into());
         }
-        let reader = Watched { file: &file, path, run: self };
+        let way = if self.around { Way::around(&file, before.size) } else { Way::Cached };
+        let reader = Watched { file: &file, path, run: self, way };
         let job = Job { reader: &reader, size: before.size, want_chunks: true, window: WINDOW_BYTES, parallel };
         let (hash, list, outboard) = match self.digest(&job, scratch)? {
             Ok(found) => found,
