@@ -4,6 +4,8 @@
 //! grant, so of any number of sites that present it at once exactly one gets in, and a crash leaves
 //! either all of the admission or none. The secret itself is never stored.
 
+use std::sync::Arc;
+
 use ed25519_dalek::SigningKey;
 use sluice_protocol::card::SiteCard;
 use sluice_protocol::codec::{Bytes, Document};
@@ -167,7 +169,7 @@ fn change_grants(
     change: impl FnOnce(&mut Vec<Grant>),
 ) -> Result<(), CatalogError> {
     let old = b.grants(space)?.ok_or_else(|| CatalogError::Store("the space has no grant set".into()))?;
-    let mut next: GrantSet = old.into_value();
+    let mut next: GrantSet = Arc::unwrap_or_clone(old).into_value();
     change(&mut next.grants);
     next.seq += 1;
     next.time_ms = now_ms();

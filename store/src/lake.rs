@@ -129,6 +129,13 @@ impl Lake {
         Ok(Self(Arc::new(Inner { root: real, dir, own: OnceLock::new() })))
     }
 
+    /// As [`Lake::open`], for whoever opens it for a single file: [`Lake::root`] is the path as it was given.
+    pub fn open_as_named(root: &Path) -> Result<Self, LakeError> {
+        let failed = |source| LakeError::Io { path: root.to_path_buf(), source };
+        let dir = Dir::open_ambient_dir(root, cap_std::ambient_authority()).map_err(failed)?;
+        Ok(Self(Arc::new(Inner { root: root.to_path_buf(), dir, own: OnceLock::new() })))
+    }
+
     /// The folder's real path.
     pub fn root(&self) -> &Path {
         &self.0.root

@@ -4,6 +4,7 @@
 //! thing is not here or not granted. Who has no right here makes this site write nothing.
 
 use std::collections::HashSet;
+use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -195,7 +196,7 @@ impl SiteHost {
                 return Ok(Some(in_memory(bytes)));
             }
             let Some(record) = reader.space(&space)? else { continue };
-            let Ok(lake) = self.site.lake_of(&record) else { continue };
+            let Ok(lake) = Lake::open_as_named(Path::new(&record.lake)) else { continue };
             let Ok(open) = open_blob(&lake, &reader, &space, hash) else { continue };
             let outboard = match open.size {
                 0..=BLOCK_BYTES => ServedData::from(vec![]),

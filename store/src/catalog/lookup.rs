@@ -8,6 +8,7 @@ use sluice_protocol::codec::{Dec, Wire};
 use sluice_protocol::ids::{BlobHash, ChunkHash, SpaceId};
 use sluice_protocol::path::LakePath;
 
+use super::memo::Memo;
 use super::records::{BlobRecord, FileRecord, LiveRecord, StagingRecord};
 use super::{CatalogError, Reader, Table, beside};
 
@@ -56,20 +57,25 @@ pub trait Raw {
     fn raw_last(&self, table: usize, prefix: &[u8]) -> Result<Option<Vec<u8>>, CatalogError>;
     #[doc(hidden)]
     fn raw_home(&self) -> &Path;
+    #[doc(hidden)]
+    fn raw_memo(&self) -> &Memo;
 }
 
 impl Raw for Reader {
     fn raw_get(&self, table: usize, key: &[u8]) -> Result<Option<Vec<u8>>, CatalogError> {
-        Ok(self.tables[table].get(key)?.map(|v| v.value().to_vec()))
+        Ok(self.table(table)?.get(key)?.map(|v| v.value().to_vec()))
     }
     fn raw_scan(&self, table: usize, prefix: &[u8], each: &mut EachRow<'_>) -> Result<(), CatalogError> {
-        scan_table(&self.tables[table], prefix, each)
+        scan_table(self.table(table)?, prefix, each)
     }
     fn raw_last(&self, table: usize, prefix: &[u8]) -> Result<Option<Vec<u8>>, CatalogError> {
-        last_row(&self.tables[table], prefix)
+        last_row(self.table(table)?, prefix)
     }
     fn raw_home(&self) -> &Path {
         self.home()
+    }
+    fn raw_memo(&self) -> &Memo {
+        &self.inner.memo
     }
 }
 

@@ -12,15 +12,16 @@
 
 mod backend;
 pub(crate) mod lookup;
+mod memo;
 mod records;
 pub mod site;
 mod write;
 
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::{Arc, OnceLock, PoisonError, RwLock};
 
-use redb::{Database, Durability, ReadOnlyTable, ReadableDatabase, TableDefinition, WriteTransaction};
+use redb::{Database, Durability, ReadOnlyTable, ReadTransaction, ReadableDatabase, TableDefinition, WriteTransaction};
 use sluice_protocol::codec::CodecError;
 use sluice_protocol::ids::BlobHash;
 
@@ -148,6 +149,7 @@ struct Inner {
     /// None while it could not be opened again after a failed write.
     db: RwLock<Option<Database>>,
     home: PathBuf,
+    memo: memo::Memo,
 }
 
 /// The open catalog.
@@ -163,7 +165,8 @@ impl Catalog {
             files.folder(&at, FOLDER_MODE).map_err(|source| CatalogError::Io { path: at, source })?;
         }
         let db = open_db(&path)?;
-        let catalog = Self(Arc::new(Inner { db: RwLock::new(Some(db)), home: home.to_path_buf() }));
+        let catalog =
+            Self(Arc::new(Inner { db: RwLock::new(Some(db)), home: home.to_path_buf(), memo: Default::default() }));
         catalog.prepare(&path)?;
         Ok(catalog)
     }
@@ -202,11 +205,13 @@ impl Catalog {
 
     /// One consistent view of everything.
     pub fn read(&self) -> Result<Reader, CatalogError> {
-        let tables = self.begin(|db| {
+        let (txn, tables) = self.begin(|db| {
             let txn = db.begin_read()?;
-            DEFS.iter().map(|def| Ok(txn.open_table(*def)?)).collect()
+            // One is opened at once: redb says only then that a write failed before.
+            let first = OnceLock::from(txn.open_table(DEFS[0])?);
+            Ok((txn, std::iter::once(first).chain((1..DEFS.len()).map(|_| OnceLock::new())).collect()))
         })?;
-        Ok(Reader { tables, home: self.0.home.clone() })
+        Ok(Reader { txn, tables, inner: self.0.clone() })
     }
 
     fn begin_write(&self) -> Result<WriteTransaction, CatalogError> {
@@ -246,7 +251,7 @@ impl Catalog {
             txn.set_two_phase_commit(true);
             Ok(txn)
         };
-        let mut batch = Batch::new(begin()?, self.0.home.clone());
+        let mut batch = Batch::new(begin()?, self.0.clone());
         let value = change(&mut batch)?;
         batch.commit()?;
         Ok(value)
@@ -258,7 +263,7 @@ impl Catalog {
         &self,
         look: impl FnOnce(&Batch) -> Result<T, CatalogError>,
     ) -> Result<T, CatalogError> {
-        let batch = Batch::new(self.begin_write()?, self.0.home.clone());
+        let batch = Batch::new(self.begin_write()?, self.0.clone());
         let found = look(&batch);
         batch.abort()?;
         found
@@ -320,14 +325,29 @@ pub(crate) fn beside(home: &Path, folder: &str, name: &str) -> PathBuf {
     home.join(folder).join(&name[..2]).join(name)
 }
 
+type Rows = ReadOnlyTable<&'static [u8], &'static [u8]>;
+
 /// A consistent view; cheap to make, to be dropped soon.
 pub struct Reader {
-    tables: Vec<ReadOnlyTable<&'static [u8], &'static [u8]>>,
-    home: PathBuf,
+    txn: ReadTransaction,
+    /// Opened when they are first asked: most views ask two or three.
+    tables: Vec<OnceLock<Rows>>,
+    inner: Arc<Inner>,
 }
 
 impl Reader {
     pub(crate) fn home(&self) -> &Path {
-        &self.home
+        &self.inner.home
+    }
+
+    fn table(&self, number: usize) -> Result<&Rows, CatalogError> {
+        let cell = &self.tables[number];
+        match cell.get() {
+            Some(table) => Ok(table),
+            None => {
+                let table = self.txn.open_table(DEFS[number])?;
+                Ok(cell.get_or_init(|| table))
+            }
+        }
     }
 }

@@ -1,13 +1,16 @@
 //! The rows about sites and spaces: heads, grants, peers, tickets, snapshots, journal.
 
+use std::sync::Arc;
+
 use sluice_protocol::card::SiteCard;
 use sluice_protocol::codec::Document;
 use sluice_protocol::grants::GrantSet;
 use sluice_protocol::head::Head;
 use sluice_protocol::ids::{BlobHash, HeadId, SiteId, SnapshotId, SpaceId, TicketId};
-use sluice_protocol::signed::{Envelope, Signed};
+use sluice_protocol::signed::{Envelope, Signable, Signed};
 
 use super::lookup::{Raw, decode, key2};
+use super::memo::Memo;
 use super::records::{JournalRecord, LeaseRecord, PeerRecord, SnapshotRecord, SpaceRecord, TicketRecord};
 use super::write::encode;
 use super::{Batch, CatalogError, Lookup, Reader, Table};
@@ -26,8 +29,8 @@ fn lease_key(space: &SpaceId, peer: &SiteId, snapshot: &SnapshotId) -> Vec<u8> {
     [space.0, peer.0, snapshot.0].concat()
 }
 
-fn signed<T: sluice_protocol::signed::Signable>(raw: &[u8]) -> Result<Signed<T>, CatalogError> {
-    Signed::from_bytes(raw).map_err(|e| CatalogError::Store(e.to_string()))
+fn signed<T: Signable + Send + Sync + 'static>(memo: &Memo, raw: &[u8]) -> Result<Arc<Signed<T>>, CatalogError> {
+    memo.signed(raw).map_err(|e| CatalogError::Store(e.to_string()))
 }
 
 /// Questions about sites and spaces.
@@ -51,7 +54,7 @@ pub trait SiteLookup: Lookup {
     /// The newest head of a writer.
     fn newest_head(&self, space: &SpaceId, writer: &SiteId) -> Result<Option<Signed<Head>>, CatalogError> {
         let raw = self.raw_last(Table::Heads as usize, &key2(&space.0, &writer.0))?;
-        raw.map(|r| signed(&r)).transpose()
+        raw.map(|r| signed(self.raw_memo(), &r).map(Arc::unwrap_or_clone)).transpose()
     }
 
     /// The heads of a writer from `place` on, ascending, at most `limit`.
@@ -70,7 +73,7 @@ pub trait SiteLookup: Lookup {
             }
             Ok(raws.len() < limit)
         })?;
-        raws.iter().map(|raw| signed(raw)).collect()
+        raws.iter().map(|raw| signed(self.raw_memo(), raw).map(Arc::unwrap_or_clone)).collect()
     }
 
     /// Every head of a writer, ascending. Their signatures were checked before they were stored, and are
@@ -101,8 +104,8 @@ pub trait SiteLookup: Lookup {
     }
 
     /// The grant set in force.
-    fn grants(&self, space: &SpaceId) -> Result<Option<Signed<GrantSet>>, CatalogError> {
-        self.raw_get(Table::Grants as usize, &space.0)?.map(|r| signed(&r)).transpose()
+    fn grants(&self, space: &SpaceId) -> Result<Option<Arc<Signed<GrantSet>>>, CatalogError> {
+        self.raw_get(Table::Grants as usize, &space.0)?.map(|r| signed(self.raw_memo(), &r)).transpose()
     }
 
     /// The totals of a snapshot.
@@ -131,8 +134,9 @@ pub trait SiteLookup: Lookup {
     fn card(&self, site: &SiteId) -> Result<Option<Signed<SiteCard>>, CatalogError> {
         let of_peer = self.peer(site)?.map(|p| p.card.0);
         let told = self.setting(&format!("card {site}"))?;
-        let newest = [of_peer, told].into_iter().flatten().filter_map(|raw| Signed::<SiteCard>::from_bytes(&raw).ok());
-        Ok(newest.max_by_key(|card| card.time_ms))
+        let newest =
+            [of_peer, told].into_iter().flatten().filter_map(|raw| self.raw_memo().signed::<SiteCard>(&raw).ok());
+        Ok(newest.max_by_key(|card| card.time_ms).map(Arc::unwrap_or_clone))
     }
 
     /// An invitation.

@@ -1,6 +1,7 @@
 //! Changes to the catalog. A [`Batch`] is one transaction; it sees its own writes.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
+use std::sync::Arc;
 
 use redb::WriteTransaction;
 use sluice_protocol::chunks::ChunkList;
@@ -10,9 +11,10 @@ use sluice_protocol::path::LakePath;
 
 use super::backend::CATALOG;
 use super::lookup::{CHUNK_PREFIX_BYTES, EachRow, IN_FILE, INLINE, Raw, is_sampled, key2, last_row, scan_table};
+use super::memo::Memo;
 use super::records::{BlobRecord, FileRecord, LiveRecord, Located, StagingRecord};
 use super::{
-    CatalogError, DEFS, FILE_MODE, FOLDER_MODE, INLINE_BYTES_MAX, Lookup, META_FILES, META_FOLDER, TREE_FOLDER,
+    CatalogError, DEFS, FILE_MODE, FOLDER_MODE, INLINE_BYTES_MAX, Inner, Lookup, META_FILES, META_FOLDER, TREE_FOLDER,
     TREE_INLINE_BYTES_MAX, TREES, Table, beside,
 };
 use crate::disk;
@@ -21,7 +23,7 @@ use crate::lake::Place;
 /// One change in the making; dropped without [`super::Catalog::write`] finishing, nothing of it stays.
 pub struct Batch {
     txn: WriteTransaction,
-    home: PathBuf,
+    inner: Arc<Inner>,
 }
 
 pub(crate) fn encode<T: Wire>(value: &T) -> Vec<u8> {
@@ -43,17 +45,20 @@ impl Raw for Batch {
         last_row(&self.txn.open_table(DEFS[table])?, prefix)
     }
     fn raw_home(&self) -> &Path {
-        &self.home
+        &self.inner.home
+    }
+    fn raw_memo(&self) -> &Memo {
+        &self.inner.memo
     }
 }
 
 impl Batch {
-    pub(crate) fn new(txn: WriteTransaction, home: PathBuf) -> Self {
-        Self { txn, home }
+    pub(super) fn new(txn: WriteTransaction, inner: Arc<Inner>) -> Self {
+        Self { txn, inner }
     }
 
     pub(crate) fn commit(self) -> Result<(), CatalogError> {
-        disk::before_commit(CATALOG, &self.home).map_err(redb::StorageError::from)?;
+        disk::before_commit(CATALOG, &self.inner.home).map_err(redb::StorageError::from)?;
         Ok(self.txn.commit()?)
     }
 
@@ -164,7 +169,7 @@ impl Batch {
         if bytes.len() <= INLINE_BYTES_MAX {
             self.put(Table::Meta, &key, &tagged(bytes))?;
         } else {
-            write_beside(&self.home, META_FOLDER, &hash, bytes)?;
+            write_beside(&self.inner.home, META_FOLDER, &hash, bytes)?;
             self.put(Table::Meta, &key, &[IN_FILE])?;
         }
         Ok(hash)
@@ -181,14 +186,14 @@ impl Batch {
         if bytes.len() <= TREE_INLINE_BYTES_MAX {
             self.put(Table::Outboards, &hash.0, &tagged(bytes))
         } else {
-            write_beside(&self.home, TREE_FOLDER, hash, bytes)?;
+            write_beside(&self.inner.home, TREE_FOLDER, hash, bytes)?;
             self.outboard_in_file(hash)
         }
     }
 
     /// Says that the tree of a blob lies, durable, at [`super::Catalog::outboard_path`]; refused when it does not.
     pub fn outboard_in_file(&mut self, hash: &BlobHash) -> Result<(), CatalogError> {
-        let path = beside(&self.home, "obao", &hash.to_string());
+        let path = beside(&self.inner.home, "obao", &hash.to_string());
         std::fs::metadata(&path).map_err(|source| CatalogError::Io { path, source })?;
         self.put(Table::Outboards, &hash.0, &[IN_FILE])
     }
