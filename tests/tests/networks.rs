@@ -252,7 +252,7 @@ fn the_tls_lane_holds_on_a_far_and_lossy_line() {
     eprintln!("4 MiB came in {took:.1?}; passed and lost there {there:?}, back {back:?}; {bulk}");
     assert!(there.1 > 10 && back.1 > 0, "the line lost too little: {there:?}, {back:?}");
     assert_eq!(bulk["lane"], "tls", "{bulk}");
-    assert!(bulk["tls_bytes"].as_u64().expect("a number") > 4 * MIB as u64, "{bulk}");
+    assert!(bulk["tls_bytes"].as_u64().expect("a number") >= 4 * MIB as u64, "{bulk}");
 }
 
 #[test]
