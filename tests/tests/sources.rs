@@ -64,3 +64,22 @@ fn three_sites_serve_one_and_one_of_them_dies() {
     let moved = fourth.json(["status"])["moved_bytes_total"].as_u64().expect("a number");
     assert!(moved < large.len() as u64 * 11 / 10, "{moved} bytes came for {}", large.len());
 }
+
+#[test]
+fn an_empty_file_needs_no_source() {
+    let world = World::new();
+    let files: [(&str, &[u8]); 3] = [("metadata/_SUCCESS", b""), ("raw/large", &bytes(4, MIB)), ("raw/.keep", b"")];
+    let lake = world.plain_lake("lake", &files);
+    let [owner, replica] = ["playground", "cradle"].map(|name| world.site(name));
+    owner.json(["space", "add", "acme", text(&lake)]);
+    let copy = world.path("copy");
+    join(&replica, &owner.invite("acme"), &copy);
+    for (name, data) in files {
+        assert!(std::fs::read(copy.join(name)).expect("published") == data, "{name}");
+    }
+    // Alone in a version it is the whole transfer.
+    std::fs::write(lake.join("metadata/_READY"), b"").expect("the lake is ours");
+    owner.json(["snapshot", "acme"]);
+    assert_eq!(replica.json(["sync", "acme"])["spaces"][0]["published"], true);
+    assert!(std::fs::read(copy.join("metadata/_READY")).expect("published").is_empty());
+}
