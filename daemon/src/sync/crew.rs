@@ -195,13 +195,13 @@ impl<T: Task + Clone> Crew<T> {
             return Next::Leave;
         }
         if let Some(left) = s.members[member].paused_until.map(|until| until.saturating_duration_since(now)) {
-            let others = s.members.iter().enumerate().any(|(i, m)| i != member && !m.gone);
-            if others && !left.is_zero() {
+            if left.is_zero() {
+                // By now it may have what it had not.
+                s.members[member].paused_until = None;
+                s.waiting.iter_mut().for_each(|w| w.lacking = w.lacking.without(member));
+            } else if s.members.iter().enumerate().any(|(i, m)| i != member && !m.gone) {
                 return Next::Wait(left);
             }
-            // By now it may have what it had not.
-            s.members[member].paused_until = None;
-            s.waiting.iter_mut().for_each(|w| w.lacking = w.lacking.without(member));
         }
         let mine = |w: &Waiting<T>| !w.lacking.has(member) && w.kept_for.is_none_or(|k| k == member);
         if let Some(at) = s.waiting.iter().position(mine)
@@ -488,6 +488,19 @@ mod tests {
         crew.back(&slow, slow.task.clone(), false);
         crew.retire(1);
         hand(crew.next_at(0, Instant::now()));
+    }
+
+    #[test]
+    fn the_only_source_is_not_asked_again_at_once_for_what_it_lacks() {
+        let crew = crew(1);
+        crew.add((0..6).map(|_| task(1)));
+        crew.fed();
+        for _ in 0..6 {
+            let hand = hand(crew.next_at(0, Instant::now()));
+            crew.back(&hand, hand.task.clone(), true);
+        }
+        assert!(matches!(crew.next_at(0, Instant::now()), Next::Wait(_)), "others may come who have it");
+        assert!(matches!(crew.next_at(0, Instant::now() + PAUSE_MAX), Next::Task(_)));
     }
 
     #[test]
