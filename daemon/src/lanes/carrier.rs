@@ -1,6 +1,7 @@
 //! The stream that an answer is read from, whichever lane it comes over.
 //!
-//! Invariant: code above this file does not ask which lane it is; errors name it.
+//! Invariant: only `get`, which sends requests ahead on one lane and opens streams on the other, tells the lanes apart;
+//! errors name them.
 
 use std::io;
 use std::sync::Arc;
