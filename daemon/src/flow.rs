@@ -480,6 +480,7 @@ pub async fn recover(site: &Site, space: &SpaceId, record: &SpaceRecord) -> Resu
     off_reactor(move || {
         let lake = site.lake_of(&record)?;
         let recovered = publish::recover(&lake, &site.catalog, &space).or_explain()?;
+        Staging::open(&lake, space, &site.catalog).and_then(|staging| staging.adopt()).or_explain()?;
         if let Some(generation) = recovered.switched {
             tracing::info!(generation, "an interrupted publication was finished");
             return Ok(0);

@@ -119,6 +119,11 @@ impl Folder {
         self.open_file(name, OFlags::RDONLY)
     }
 
+    /// As [`Folder::file`], with what `stat` says of it.
+    pub fn file_seen(&self, name: &str) -> io::Result<(File, Fingerprint)> {
+        self.open_seen(name, OFlags::RDONLY)
+    }
+
     /// Opens the regular file `name` for reading and writing, made with mode 0600 when `create`.
     pub fn file_rw(&self, name: &str, create: bool) -> io::Result<File> {
         match self.open_file(name, OFlags::RDWR) {
@@ -128,12 +133,17 @@ impl Folder {
     }
 
     fn open_file(&self, name: &str, flags: OFlags) -> io::Result<File> {
+        self.open_seen(name, flags).map(|(file, _)| file)
+    }
+
+    fn open_seen(&self, name: &str, flags: OFlags) -> io::Result<(File, Fingerprint)> {
         check_single(name)?;
         // NONBLOCK: a fifo that took the file's place must not hang us.
         let flags = flags | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
         let file = File::from(rustix::fs::openat(&self.0, name, flags, Mode::empty())?);
-        if file.metadata()?.is_file() {
-            Ok(file)
+        let seen = seen(&rustix::fs::fstat(&file)?);
+        if seen.kind == Kind::File {
+            Ok((file, seen.print))
         } else {
             Err(io::Error::new(io::ErrorKind::InvalidInput, "not a regular file"))
         }
@@ -158,6 +168,18 @@ impl Folder {
         }
         names.sort();
         Ok((names, strange))
+    }
+
+    /// Every name in the folder that is UTF-8, in no order, until `each` says `false`.
+    pub fn each_name(&self, each: &mut dyn FnMut(&str) -> bool) -> io::Result<()> {
+        for entry in rustix::fs::Dir::read_from(&self.0)? {
+            match entry?.file_name().to_str() {
+                Ok("." | "..") | Err(_) => {}
+                Ok(name) if each(name) => {}
+                Ok(_) => break,
+            }
+        }
+        Ok(())
     }
 
     /// The names in the folder that are not UTF-8.

@@ -237,6 +237,7 @@ impl Transfer {
                 staged.checkpoint()?;
             }
             // One save at a time; the sources themselves are not held while the disk works.
+            run.staging.settle()?;
             let mut counted = run.counted.lock().expect("no panic while held");
             let sources: Vec<_> = run.sources.lock().expect("no panic while held").clone();
             let now: Vec<_> = sources.iter().map(|s| (s.moved_bytes(), s.described_bytes())).collect();

@@ -348,7 +348,7 @@ impl Hands {
         pieces.extend(wanted().filter(|w| w.1 == 0 && w.0 == BlobHash::of(&[])).map(|w| (w.0, Bytes::new())));
         let got: HashSet<BlobHash> = pieces.iter().map(|p| p.0).collect();
         let (run, count) = (self.run.clone(), pieces.len() as u64);
-        blocking(move || Ok(run.staging.put_small(&pieces)?)).await?;
+        blocking(move || Ok(run.staging.write_small(&pieces)?)).await?;
         self.transfer.progress(&self.run, count, 0);
         let rest: Vec<BlobPlan> = batch.blobs.iter().filter(|b| !got.contains(&b.wanted.hash)).cloned().collect();
         match fetched {

@@ -236,6 +236,16 @@ pub trait Lookup: Raw {
         raw.map(|r| decode(&r)).transpose()
     }
 
+    /// Whether anything is recorded in staging.
+    fn has_stagings(&self, space: &SpaceId) -> Result<bool, CatalogError> {
+        let mut any = false;
+        self.raw_scan(Table::Staging as usize, &space.0, &mut |_, _| {
+            any = true;
+            Ok(false)
+        })?;
+        Ok(any)
+    }
+
     /// Everything in staging.
     fn stagings(&self, space: &SpaceId) -> Result<Vec<(BlobHash, StagingRecord)>, CatalogError> {
         let mut found = Vec::new();

@@ -14,7 +14,7 @@ use super::sidecar::Sidecar;
 use super::{
     Inner, MOVED_TOTAL, STAGING_FOLDER, Staged, Staging, StagingError, lock, part_name, part_place, tree_name,
 };
-use crate::catalog::{FILE_MODE, FOLDER_MODE, Located, TREE_INLINE_BYTES_MAX, TREES};
+use crate::catalog::{FILE_MODE, FOLDER_MODE, Located, Lookup, TREE_INLINE_BYTES_MAX, TREES};
 use crate::chunk::digest_file;
 use crate::disk::{self, Partial};
 use crate::lake::{Fingerprint, Lake};
@@ -42,6 +42,8 @@ pub(super) struct Proven {
     pub tree: Tree,
     /// Bytes received for it that nobody counted yet.
     pub uncounted: u64,
+    /// Its received tree lies beside it.
+    pub beside: bool,
 }
 
 impl Staged {
@@ -74,7 +76,7 @@ impl Staged {
         disk::sync_all(STAGING_FOLDER, &inner.part).map_err(|e| self.spoil(e))?;
         let print = Lake::print_of(&inner.part).map_err(failed)?;
         let uncounted = std::mem::take(&mut lock(&inner.state).uncounted);
-        Ok(Proven { hash: inner.hash, size: inner.size, print, tree, uncounted })
+        Ok(Proven { hash: inner.hash, size: inner.size, print, tree, uncounted, beside: true })
     }
 
     /// The bytes are not the blob: forget those that nothing but a chunk list vouched for, or all.
@@ -215,6 +217,7 @@ impl Staging {
         shared.folder.sync().map_err(|e| shared.failed("", e))?;
         shared.catalog.write(|b| {
             b.add_counter(MOVED_TOTAL, proven.iter().map(|p| p.uncounted).sum())?;
+            let begun = b.has_stagings(&shared.space)?;
             for p in &proven {
                 match &p.tree {
                     Tree::None => {}
@@ -223,11 +226,13 @@ impl Staging {
                 }
                 let at = Located { place: part_place(&p.hash), print: p.print.clone(), unknown: Default::default() };
                 b.add_place(&shared.space, &p.hash, p.size, at)?;
-                b.remove_staging(&shared.space, &p.hash)?;
+                if begun {
+                    b.remove_staging(&shared.space, &p.hash)?;
+                }
             }
             Ok::<_, StagingError>(())
         })?;
-        for p in &proven {
+        for p in proven.iter().filter(|p| p.beside) {
             // Only now: until the commit it was what a resume would need.
             shared.folder.remove(&tree_name(&p.hash)).map_err(|e| shared.failed(&tree_name(&p.hash), e))?;
         }

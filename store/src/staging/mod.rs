@@ -33,6 +33,7 @@ use crate::durable::{Folder, is_full};
 use crate::lake::{Lake, LakeError, Place};
 use groups::Groups;
 use sidecar::Sidecar;
+use small::Unsettled;
 
 /// Name of the staging folder below `.sluice`.
 pub const STAGING_FOLDER: &str = "staging";
@@ -78,6 +79,9 @@ struct Shared {
     folder: Folder,
     boot: String,
     open: Mutex<HashMap<BlobHash, Weak<Inner>>>,
+    unsettled: Mutex<Unsettled>,
+    /// Held while small blobs are settled.
+    settling: Mutex<()>,
 }
 
 /// One blob in the making. Clones are the same blob; every call may come from any thread.
@@ -160,6 +164,8 @@ impl Staging {
             folder,
             boot: boot.to_string(),
             open: Mutex::new(HashMap::new()),
+            unsettled: Mutex::default(),
+            settling: Mutex::new(()),
         })))
     }
 
