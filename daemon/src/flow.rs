@@ -453,6 +453,8 @@ pub async fn receive(
         }
     };
     described.standing.to_mend += shown_again;
+    // From here on only its totals are of use; of a million small files it is 128 MB.
+    described.plan.blobs = Vec::new();
     let moved_bytes = turns.came_from(&described.source);
     job.stage("verify");
     let verified = verified(site, &lake, received, job).await?;
@@ -526,9 +528,14 @@ fn in_words(site: &Site, space: &SpaceId, described: &Described, e: SyncError) -
     let find = || -> Option<String> {
         let reader = site.catalog.read().ok()?;
         for section in &described.manifest.sections {
-            let entries = survey::entries(&reader, space, &section.tree).ok()?;
-            if let Some(entry) = entries.iter().find(|e| e.hash == Some(first)) {
-                return Some(format!("`{}`", section.lake_path(&entry.path).ok()?));
+            let mut found = None;
+            survey::each_entry(&reader, space, &section.tree, &mut |entry| {
+                found = found.take().or((entry.hash == Some(first)).then_some(entry.path));
+                Ok(())
+            })
+            .ok()?;
+            if let Some(path) = found {
+                return Some(format!("`{}`", section.lake_path(&path).ok()?));
             }
         }
         None

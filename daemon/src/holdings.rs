@@ -11,7 +11,7 @@ use sluice_protocol::chunks::ChunkList;
 use sluice_protocol::ids::{BlobHash, ChunkHash, SpaceId};
 use sluice_protocol::limits::CHUNK_BYTES_MAX;
 use sluice_protocol::plan::{ChunkSource, Holdings};
-use sluice_store::blobs::{Fit, fit_of};
+use sluice_store::blobs::{Fit, Glance};
 use sluice_store::catalog::{Lookup, Reader};
 use sluice_store::lake::{Lake, Place};
 
@@ -28,8 +28,7 @@ pub struct SpaceHoldings<'a> {
     reader: &'a Reader,
     space: SpaceId,
     lake: &'a Lake,
-    /// Blobs whose places were looked at, and whether one of them still fits.
-    known: RefCell<HashMap<BlobHash, bool>>,
+    glance: RefCell<Glance<'a>>,
     loaded: RefCell<Loaded>,
 }
 
@@ -37,7 +36,8 @@ impl<'a> SpaceHoldings<'a> {
     /// The holdings of `space`, whose files lie in `lake`.
     pub fn new(reader: &'a Reader, space: SpaceId, lake: &'a Lake) -> Self {
         let loaded = Loaded { chunks: HashMap::new(), blobs: HashSet::new() };
-        Self { reader, space, lake, known: RefCell::default(), loaded: RefCell::new(loaded) }
+        let glance = RefCell::new(Glance::new(lake));
+        Self { reader, space, lake, glance, loaded: RefCell::new(loaded) }
     }
 
     /// Makes the chunks of `base` available: the same path's previous version, or another relative.
@@ -93,18 +93,14 @@ impl<'a> SpaceHoldings<'a> {
     fn fits(&self, blob: &BlobHash) -> bool {
         let Ok(Some(record)) = self.reader.blob(&self.space, blob) else { return false };
         // One that was only touched is hashed again by `verify`, and each chunk of it when it is copied.
-        record.places.iter().any(|at| fit_of(self.lake, at) != Fit::Other)
+        let mut glance = self.glance.borrow_mut();
+        record.places.iter().any(|at| glance.fit(at) != Fit::Other)
     }
 }
 
 impl Holdings for SpaceHoldings<'_> {
     fn has_blob(&self, hash: &BlobHash) -> bool {
-        if let Some(known) = self.known.borrow().get(hash) {
-            return *known;
-        }
-        let fits = self.fits(hash);
-        self.known.borrow_mut().insert(*hash, fits);
-        fits
+        self.fits(hash)
     }
 
     fn chunk(&self, hash: &ChunkHash, len: u32) -> Option<ChunkSource> {

@@ -6,6 +6,7 @@
 
 use std::collections::BTreeMap;
 use std::ops::Range;
+use std::sync::Arc;
 
 use crate::chunks::ChunkList;
 use crate::ids::{BlobHash, ChunkHash};
@@ -69,8 +70,8 @@ pub struct Wanted {
     pub hash: BlobHash,
     /// Length in bytes.
     pub size: u64,
-    /// Name of the section that wants it (the first, if several do).
-    pub section: String,
+    /// Name of the section that wants it (the first, if several do); one text for all of them.
+    pub section: Arc<str>,
 }
 
 /// Copy `len` bytes of a local blob to `to`; the bytes must hash to `hash`.
@@ -83,15 +84,15 @@ pub struct CopyRange {
     pub hash: ChunkHash,
 }
 
-/// How one blob will come.
+/// How one blob will come. A plan holds one for each blob that is not here, so it is kept small.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct BlobPlan {
     pub wanted: Wanted,
     pub rung: Rung,
     /// Local copies, ascending by `to`.
-    pub copies: Vec<CopyRange>,
+    pub copies: Box<[CopyRange]>,
     /// Byte ranges to fetch, ascending, aligned outward to 16 KiB, cut at the blob's end.
-    pub fetch: Vec<Range<u64>>,
+    pub fetch: Box<[Range<u64>]>,
 }
 
 impl BlobPlan {
@@ -123,7 +124,7 @@ pub struct Plan {
     /// One for each distinct blob that is not already here, in the order to fetch.
     pub blobs: Vec<BlobPlan>,
     /// Totals by section and rung.
-    pub totals: BTreeMap<(String, Rung), RungTotal>,
+    pub totals: BTreeMap<(Arc<str>, Rung), RungTotal>,
 }
 
 impl Plan {
@@ -138,9 +139,10 @@ impl Plan {
     }
 
     /// Counts a whole section as unchanged.
-    pub fn same_section(&mut self, section: &str, files: u64, bytes: u64) {
-        self.total(section, Rung::Same).files += files;
-        self.total(section, Rung::Same).bytes += bytes;
+    pub fn same_section(&mut self, section: &Arc<str>, files: u64, bytes: u64) {
+        let total = self.total(section, Rung::Same);
+        total.files += files;
+        total.bytes += bytes;
     }
 
     /// Adds one wanted blob; each hash once.
@@ -154,15 +156,15 @@ impl Plan {
         }
     }
 
-    fn total(&mut self, section: &str, rung: Rung) -> &mut RungTotal {
-        self.totals.entry((section.to_string(), rung)).or_default()
+    fn total(&mut self, section: &Arc<str>, rung: Rung) -> &mut RungTotal {
+        self.totals.entry((section.clone(), rung)).or_default()
     }
 }
 
 /// Plans one blob. `list` is its chunk list when the annex has one and a base may exist here.
 pub fn plan_blob(wanted: Wanted, list: Option<&ChunkList>, here: &dyn Holdings) -> BlobPlan {
     if here.has_blob(&wanted.hash) {
-        return BlobPlan { wanted, rung: Rung::Link, copies: vec![], fetch: vec![] };
+        return BlobPlan { wanted, rung: Rung::Link, copies: [].into(), fetch: [].into() };
     }
     let whole = 0..wanted.size;
     let Some(list) = list.filter(|l| l.size == wanted.size) else {
@@ -181,12 +183,12 @@ pub fn plan_blob(wanted: Wanted, list: Option<&ChunkList>, here: &dyn Holdings) 
     if copies.is_empty() {
         return fetch_all(wanted, whole);
     }
-    BlobPlan { wanted, rung: Rung::Chunks, copies, fetch }
+    BlobPlan { wanted, rung: Rung::Chunks, copies: copies.into(), fetch: fetch.into() }
 }
 
 fn fetch_all(wanted: Wanted, whole: Range<u64>) -> BlobPlan {
-    let fetch = if whole.is_empty() { vec![] } else { vec![whole] };
-    BlobPlan { wanted, rung: Rung::Fetch, copies: vec![], fetch }
+    let fetch = if whole.is_empty() { [].into() } else { [whole].into() };
+    BlobPlan { wanted, rung: Rung::Fetch, copies: [].into(), fetch }
 }
 
 /// Drops copies that lie wholly in a range that is fetched anyway. Both lists ascend, so one pass is enough.

@@ -16,7 +16,7 @@ use sluice_protocol::ids::{BlobHash, SpaceId};
 use sluice_protocol::path::LakePath;
 
 use crate::catalog::{Batch, Catalog, CatalogError, FileRecord, LiveSection, Located, Lookup};
-use crate::durable::Folder;
+use crate::durable::{Folder, Kind};
 use crate::lake::{Fingerprint, Lake, LakeError, Place};
 use crate::publish::{SECTIONS_FOLDER, in_section};
 use crate::staging::STAGING_FOLDER;
@@ -84,6 +84,54 @@ pub fn compare(recorded: &Fingerprint, now: &Fingerprint) -> Fit {
 /// How a recorded place fits now.
 pub fn fit_of(lake: &Lake, at: &Located) -> Fit {
     open_at(lake, at).map_or(Fit::Other, |(_, fit)| fit)
+}
+
+/// Folders that a [`Glance`] keeps open: a few files in turn lie in a few folders.
+const NEAR_MAX: usize = 4;
+
+/// Compares many recorded places with what lies there, without opening the files: the folders of the last
+/// ones stay open.
+pub struct Glance<'l> {
+    lake: &'l Lake,
+    /// A place in each of them; the last used one comes first.
+    near: Vec<(Place, Folder)>,
+}
+
+impl<'l> Glance<'l> {
+    pub fn new(lake: &'l Lake) -> Self {
+        Self { lake, near: Vec::with_capacity(NEAR_MAX) }
+    }
+
+    /// As [`fit_of`].
+    pub fn fit(&mut self, at: &Located) -> Fit {
+        self.look(&at.place).map_or(Fit::Other, |print| compare(&at.print, &print))
+    }
+
+    /// The fingerprint of the file at a place; `None` when there is no file.
+    pub fn look(&mut self, place: &Place) -> Option<Fingerprint> {
+        let near = match self.near.iter().position(|(near, _)| are_beside(near, place)) {
+            Some(at) => self.near.remove(at),
+            None => {
+                self.near.truncate(NEAR_MAX - 1);
+                (place.clone(), Folder::from_file(self.lake.open_folder_of(place).ok()?, "glance"))
+            }
+        };
+        self.near.insert(0, near);
+        let (Place::Lake(path) | Place::Own(path)) = place;
+        let seen = self.near[0].1.look(path.file_name()).ok()??;
+        (seen.kind == Kind::File).then_some(seen.print)
+    }
+}
+
+/// Whether two places lie in one folder.
+fn are_beside(one: &Place, other: &Place) -> bool {
+    let above = |path: &LakePath| path.as_str().rsplit_once('/').map_or(0, |(above, _)| above.len());
+    match (one, other) {
+        (Place::Lake(a), Place::Lake(b)) | (Place::Own(a), Place::Own(b)) => {
+            a.as_str()[..above(a)] == b.as_str()[..above(b)]
+        }
+        _ => false,
+    }
 }
 
 /// Opens a recorded place and compares; an unreadable place fits as `Other`.

@@ -68,6 +68,11 @@ impl Folder {
         Ok(Self(File::from(rustix::fs::openat(dir.as_fd(), ".", flags, Mode::empty())?), room))
     }
 
+    /// A folder that was opened to be read.
+    pub fn from_file(folder: File, room: Room) -> Self {
+        Self(folder, room)
+    }
+
     /// The same handle, for another room.
     pub fn for_room(self, room: Room) -> Self {
         Self(self.0, room)

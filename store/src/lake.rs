@@ -181,6 +181,16 @@ impl Lake {
         }
     }
 
+    /// Opens the folder that a place lies in.
+    pub(crate) fn open_folder_of(&self, place: &Place) -> io::Result<File> {
+        let (dir, path) = match place {
+            Place::Lake(path) => (&self.0.dir, path),
+            Place::Own(path) => (self.own_if_present().ok_or(io::ErrorKind::NotFound)?, path),
+        };
+        let flags = OFlags::DIRECTORY | OFlags::RDONLY | OFlags::CLOEXEC;
+        open_beneath(dir, path.parent().as_ref().map_or(".", LakePath::as_str), flags)
+    }
+
     /// The fingerprint of an open file.
     pub fn print_of(file: &File) -> io::Result<Fingerprint> {
         Ok(Fingerprint::of(&file.metadata()?))

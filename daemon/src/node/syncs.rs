@@ -240,7 +240,7 @@ fn lines(plan: &Plan) -> Vec<RungLine> {
     let totals = plan.totals.iter().map(|((section, rung), total)| RungLine {
         rung: rung.number(),
         how: rung.as_str().to_string(),
-        section: section.clone(),
+        section: section.to_string(),
         files: total.files,
         bytes: total.bytes,
         fetch_bytes: total.fetch_bytes,

@@ -3,10 +3,12 @@
 //! Invariant: every distinct blob of the chosen sections is counted once, as unchanged, as present,
 //! or as wanted.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet};
+use std::iter::Peekable;
+use std::sync::Arc;
 
 use sluice_protocol::chunks::ChunkList;
-use sluice_protocol::codec::Document;
+use sluice_protocol::codec::{CodecError, Document};
 use sluice_protocol::ids::{BlobHash, SpaceId};
 use sluice_protocol::limits::CHUNKED_ABOVE_BYTES;
 use sluice_protocol::manifest::{Entry, Manifest, Section};
@@ -16,18 +18,21 @@ use sluice_protocol::tree::{TreeRef, read_tree};
 use sluice_store::blobs::salvageable;
 use sluice_store::catalog::{CatalogError, LiveSection, Lookup, Reader};
 use sluice_store::lake::Place;
-use sluice_store::verify::takes;
+use sluice_store::verify::{entries_in, leaves_of, takes};
 
 use super::SyncError;
 use crate::holdings::SpaceHoldings;
 
-/// A blob of the new version, and what lay at its path before.
+/// A blob of the new version, and what lay at its path before: 88 bytes for each blob of the sections that
+/// are not the same.
 struct Candidate {
-    wanted: Wanted,
+    hash: BlobHash,
+    /// Length in bytes.
+    size: u64,
+    /// Which of the surveyed sections.
+    section: u32,
     /// The blob that lay at the same path in the version before.
     base: Option<BlobHash>,
-    /// A damaged file that was this blob.
-    salvage: Option<Place>,
 }
 
 /// A published section that gives room to the owner's newest version of it.
@@ -53,9 +58,15 @@ pub fn published(r: &Reader, space: &SpaceId) -> Result<Vec<Before>, SyncError> 
 #[derive(Default)]
 pub struct Survey {
     candidates: Vec<Candidate>,
-    same: Vec<(String, u64, u64)>,
-    /// Paths that are new or changed: (size, blob before).
-    changed: Vec<(Option<BlobHash>, BlobHash, u64)>,
+    /// Names of the sections that are not the same.
+    sections: Vec<Arc<str>>,
+    same: Vec<(Arc<str>, u64, u64)>,
+    /// Damaged files, by the blob that they were.
+    salvage: HashMap<BlobHash, Place>,
+    /// Changed files with chunk lists before and now: blob before, blob, bytes.
+    changed: Vec<(BlobHash, BlobHash, u64)>,
+    /// Bytes of the other files that are new or changed.
+    whole_bytes: u64,
 }
 
 /// The sections of a manifest that this replica takes.
@@ -77,15 +88,63 @@ pub fn reachable(manifest: &Manifest, asked: &[String], granted: &[String]) -> R
 /// All entries of a tree whose pages are here.
 pub fn entries(r: &Reader, space: &SpaceId, tree: &TreeRef) -> Result<Vec<Entry>, SyncError> {
     let mut found = Vec::new();
+    each_entry(r, space, tree, &mut |entry| {
+        found.push(entry);
+        Ok(())
+    })?;
+    Ok(found)
+}
+
+/// Hands each entry of a tree whose pages are here to `each`.
+pub fn each_entry(
+    r: &Reader,
+    space: &SpaceId,
+    tree: &TreeRef,
+    each: &mut dyn FnMut(Entry) -> Result<(), CatalogError>,
+) -> Result<(), SyncError> {
+    let mut failed = None;
     let mut fetch = |hash: &BlobHash| -> Result<Vec<u8>, CatalogError> {
         r.meta(space, hash)?.ok_or_else(|| CatalogError::Store(format!("page {hash} is missing")))
     };
-    read_tree(tree, &mut fetch, &mut |entry: Entry| {
-        found.push(entry);
-        Ok(())
-    })
-    .map_err(|e| SyncError::Manifest(e.to_string()))?;
-    Ok(found)
+    let read = read_tree(tree, &mut fetch, &mut |entry: Entry| {
+        each(entry).map_err(|e| {
+            failed = Some(e);
+            CodecError::NotCanonical
+        })
+    });
+    failed.map_or(Ok(()), Err)?;
+    read.map_err(|e| SyncError::Manifest(e.to_string()))
+}
+
+/// The files of a published section in the order of their paths, a page at a time.
+///
+/// Only lineage is lost with pages that cannot be read any more.
+struct Files<'r> {
+    r: &'r Reader,
+    space: &'r SpaceId,
+    leaves: std::vec::IntoIter<BlobHash>,
+    page: Peekable<std::vec::IntoIter<Entry>>,
+}
+
+impl<'r> Files<'r> {
+    fn of(r: &'r Reader, space: &'r SpaceId, section: Option<&Section>) -> Self {
+        let leaves = section.and_then(|s| leaves_of(r, space, s).ok()).unwrap_or_default();
+        Self { r, space, leaves: leaves.into_iter(), page: vec![].into_iter().peekable() }
+    }
+
+    /// What lay at `path`; the paths asked for ascend.
+    fn at(&mut self, path: &LakePath) -> Option<BlobHash> {
+        loop {
+            while self.page.next_if(|e| e.path < *path).is_some() {}
+            match self.page.peek() {
+                Some(entry) => return entry.hash.filter(|_| entry.path == *path),
+                None => {
+                    let leaf = self.leaves.next()?;
+                    self.page = entries_in(self.r, self.space, &leaf).unwrap_or_default().into_iter().peekable();
+                }
+            }
+        }
+    }
 }
 
 impl Survey {
@@ -113,41 +172,41 @@ impl Survey {
         new: &Section,
         seen: &mut HashSet<BlobHash>,
     ) -> Result<(), SyncError> {
-        let mut before: BTreeMap<LakePath, BlobHash> = BTreeMap::new();
-        if let Some(old) = old {
-            // Only lineage is lost with pages that cannot be read any more.
-            let files = entries(r, space, &old.section.tree).unwrap_or_default().into_iter();
-            before.extend(files.filter_map(|e| e.hash.map(|hash| (e.path, hash))));
-        }
-        for entry in entries(r, space, &new.tree)? {
-            let Some(hash) = entry.hash else { continue };
-            let base = before.get(&entry.path).copied();
-            if base != Some(hash) {
-                self.changed.push((base, hash, entry.size));
-            } else if !r.has_blob(space, &hash)? {
-                // It was published and is gone or damaged: whoever compares names and times sends it whole.
-                self.changed.push((None, hash, entry.size));
+        let number = u32::try_from(self.sections.len()).unwrap_or(u32::MAX);
+        self.sections.push(new.name().into());
+        let mut before = Files::of(r, space, old.map(|o| &o.section));
+        let worn = old.is_some_and(|o| o.live.worn);
+        each_entry(r, space, &new.tree, &mut |entry| {
+            let Some(hash) = entry.hash else { return Ok(()) };
+            let base = before.at(&entry.path);
+            match base {
+                Some(base) if base != hash && entry.size > CHUNKED_ABOVE_BYTES => {
+                    self.changed.push((base, hash, entry.size));
+                }
+                // When it was published and is gone or damaged: whoever compares names and times sends it whole.
+                Some(base) if base == hash && r.has_blob(space, &hash)? => {}
+                _ => self.whole_bytes += entry.size,
             }
             if seen.insert(hash) {
-                let salvage = old.and_then(|o| salvageable(r, space, &o.live, &entry.path, &hash));
-                let wanted = Wanted { hash, size: entry.size, section: new.name().to_string() };
-                self.candidates.push(Candidate { wanted, base, salvage });
+                let salvage = old.filter(|_| worn).and_then(|o| salvageable(r, space, &o.live, &entry.path, &hash));
+                self.salvage.extend(salvage.map(|place| (hash, place)));
+                self.candidates.push(Candidate { hash, size: entry.size, section: number, base });
             }
-        }
-        Ok(())
+            Ok(())
+        })
     }
 
     /// Damaged files whose good chunks may be copied, by the blob that they were.
     pub fn salvage(&self) -> HashMap<BlobHash, Place> {
-        self.candidates.iter().filter_map(|c| Some((c.wanted.hash, c.salvage.clone()?))).collect()
+        self.salvage.clone()
     }
 
     /// Blobs whose chunk lists are worth having: large, and without one here. Also at a first copy,
     /// where lists cost 0.06 % of the bytes, since the next version is compared with this one.
     pub fn worth_lists(&self, r: &Reader, space: &SpaceId) -> BTreeSet<BlobHash> {
         let listed = |hash: &BlobHash| r.blob(space, hash).is_ok_and(|b| b.is_some_and(|b| b.list.is_some()));
-        let large = self.candidates.iter().filter(|c| c.wanted.size > CHUNKED_ABOVE_BYTES);
-        large.map(|c| c.wanted.hash).filter(|hash| !listed(hash)).collect()
+        let large = self.candidates.iter().filter(|c| c.size > CHUNKED_ABOVE_BYTES);
+        large.map(|c| c.hash).filter(|hash| !listed(hash)).collect()
     }
 
     /// The plan, from what is here and the chunk lists that arrived.
@@ -157,7 +216,7 @@ impl Survey {
             plan.same_section(section, *files, *bytes);
         }
         for c in &self.candidates {
-            let list = list_of(&c.wanted.hash);
+            let list = list_of(&c.hash);
             if let Some(list) = &list {
                 here.forget_bases();
                 // Lineage first: what lay at the same path, then whoever shares a sampled chunk.
@@ -165,11 +224,12 @@ impl Survey {
                     here.load_base(base);
                 }
                 here.load_relatives(list);
-                if let Some(place) = &c.salvage {
-                    here.load_salvage(&c.wanted.hash, place, list);
+                if let Some(place) = self.salvage.get(&c.hash) {
+                    here.load_salvage(&c.hash, place, list);
                 }
             }
-            plan.add(plan_blob(c.wanted.clone(), list.as_ref(), here));
+            let section = self.sections[c.section as usize].clone();
+            plan.add(plan_blob(Wanted { hash: c.hash, size: c.size, section }, list.as_ref(), here));
         }
         plan
     }
@@ -181,13 +241,13 @@ impl Survey {
         old_list: &dyn Fn(&BlobHash) -> Option<ChunkList>,
         new_list: &dyn Fn(&BlobHash) -> Option<ChunkList>,
     ) -> u64 {
-        let moved = |(base, hash, size): &(Option<BlobHash>, BlobHash, u64)| -> u64 {
-            let lists = base.as_ref().and_then(old_list).zip(new_list(hash));
+        let moved = |(base, hash, size): &(BlobHash, BlobHash, u64)| -> u64 {
+            let lists = old_list(base).zip(new_list(hash));
             let Some((old, new)) = lists else { return *size };
             let had: HashSet<_> = old.chunks.iter().map(|c| c.hash).collect();
             let fresh = new.chunks.iter().filter(|c| !had.contains(&c.hash));
             fresh.map(|c| u64::from(c.len)).sum()
         };
-        self.changed.iter().map(moved).sum()
+        self.whole_bytes + self.changed.iter().map(moved).sum::<u64>()
     }
 }

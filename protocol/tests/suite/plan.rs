@@ -270,11 +270,11 @@ fn totals_add_up_by_section_and_rung() {
     let edited = cutting(&[30, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16]);
     let fresh = cutting(&[40]);
     let mut plan = Plan::default();
-    plan.same_section("old", 10, 1000);
+    plan.same_section(&"old".into(), 10, 1000);
     plan.add(plan_blob(wanted(&base.bytes, "a"), None, &here));
     plan.add(plan_blob(wanted(&edited.bytes, "a"), Some(&edited.list), &here));
     plan.add(plan_blob(wanted(&fresh.bytes, "b"), Some(&fresh.list), &here));
-    let total = |section: &str, rung| plan.totals[&(section.to_string(), rung)].clone();
+    let total = |section: &str, rung| plan.totals[&(section.into(), rung)].clone();
     assert_eq!((total("old", Rung::Same).files, total("old", Rung::Same).bytes), (10, 1000));
     assert_eq!((total("a", Rung::Link).bytes, total("a", Rung::Link).fetch_bytes), (base.list.size, 0));
     let chunks = total("a", Rung::Chunks);

@@ -13,13 +13,13 @@ use super::PublishError;
 use super::cleanup::in_section;
 use super::hands::Hands;
 use super::old::{self, Retired};
-use super::place::{Blobs, Inodes};
+use super::place::{Blobs, Inodes, Lies};
 use super::plan::{How, Plan, SectionPlan};
-use crate::blobs::{Fit, compare};
+use crate::blobs::{Fit, Glance, compare};
 use crate::catalog::{Batch, BlobRecord, CatalogError, FileRecord, LiveRecord, Located, Lookup};
 use crate::durable::{Folder, Kind, Seen};
-use crate::lake::{Fingerprint, Lake, Place};
-use crate::verify::entries_of;
+use crate::lake::{Fingerprint, Place};
+use crate::verify::{VerifyError, entries_in, entries_of, leaves_of};
 
 /// Places of a blob above which they are looked up in a table.
 const CROWDED_ABOVE: usize = 16;
@@ -55,6 +55,10 @@ pub(super) fn record_places(
     touched: &Inodes,
 ) -> Result<BTreeSet<String>, CatalogError> {
     let mut worn = BTreeSet::new();
+    let mut glance = Glance::new(hands.lake);
+    // In the order of their places, so that files of one folder come together.
+    let mut blobs: Vec<(&BlobHash, &Lies)> = blobs.iter().collect();
+    blobs.sort_unstable_by(|a, b| first_place(a.1).cmp(&first_place(b.1)));
     for (hash, lies) in blobs {
         let known = batch.blob(&hands.space, hash)?;
         let current = known.as_ref().map_or(&[][..], |k| &k.places);
@@ -66,7 +70,10 @@ pub(super) fn record_places(
         for at in lies.places.iter().filter(|at| dropped.iter().all(|d| d.place != at.place)).chain(news) {
             let path = live.lake_path(&at.place);
             let damaged = bad.contains(&(at.print.dev, at.print.inode));
-            let Some(fresh) = refreshed(hands.lake, at, touched) else { continue };
+            // What was placed by this run and not touched since has the fingerprint of just now.
+            let is_moved = touched.contains(&(at.print.dev, at.print.inode)) || lies.before.contains(at);
+            let fresh = if is_moved { refreshed(&mut glance, at, touched) } else { Some(at.clone()) };
+            let Some(fresh) = fresh else { continue };
             if let Some(path) = path {
                 let print = fresh.print.clone();
                 let record = FileRecord { print, hash: *hash, damaged, unknown: Default::default() };
@@ -89,10 +96,13 @@ pub(super) fn record_places(
     Ok(worn)
 }
 
+fn first_place(lies: &Lies) -> Option<&Place> {
+    lies.places.first().map(|at| &at.place)
+}
+
 /// The place with today's fingerprint; `None` when it holds something else.
-pub(super) fn refreshed(lake: &Lake, at: &Located, touched: &Inodes) -> Option<Located> {
-    let file = lake.open_place(&at.place).ok()?;
-    let print = Lake::print_of(&file).ok()?;
+pub(super) fn refreshed(glance: &mut Glance<'_>, at: &Located, touched: &Inodes) -> Option<Located> {
+    let print = glance.look(&at.place)?;
     match compare(&at.print, &print) {
         Fit::Same => Some(at.clone()),
         Fit::Touched if touched.contains(&(print.dev, print.inode)) => {
@@ -182,23 +192,26 @@ fn put_files(batch: &mut Batch, hands: &Hands<'_>, s: &SectionPlan<'_>) -> Resul
     let folder = hands.sections.open(name).map_err(failed)?;
     let mut near: Option<(Option<LakePath>, Folder)> = None;
     let mut crowded = Crowded::default();
-    for entry in entries(batch, hands, &s.section)? {
-        let (Some(hash), Ok(path)) = (entry.hash, s.section.lake_path(&entry.path)) else { continue };
-        let parent = entry.path.parent();
-        let here = match near.take() {
-            Some((at, here)) if at == parent => here,
-            _ => folder.descend(parent.as_ref()).map_err(failed)?,
-        };
-        let seen = here.look(entry.path.file_name()).map_err(failed)?;
-        let place = old::section_place(name, &entry.path)?;
-        let print = crowded.print_at(batch, &hands.space, &hash, &place)?;
-        let fits = |seen: &Seen| {
-            seen.kind == Kind::File && print.is_some_and(|print| compare(&print, &seen.print) != Fit::Other)
-        };
-        let seen = seen.filter(fits).ok_or_else(|| PublishError::BlobGone { path: path.to_string(), hash })?;
-        let record = FileRecord { print: seen.print, hash, damaged: false, unknown: Default::default() };
-        batch.put_file(&hands.space, &path, &record)?;
-        near = Some((parent, here));
+    let unread = |e: VerifyError| CatalogError::Refused(e.to_string());
+    for leaf in leaves_of(batch, &hands.space, &s.section).map_err(unread)? {
+        for entry in entries_in(batch, &hands.space, &leaf).map_err(unread)? {
+            let (Some(hash), Ok(path)) = (entry.hash, s.section.lake_path(&entry.path)) else { continue };
+            let parent = entry.path.parent();
+            let here = match near.take() {
+                Some((at, here)) if at == parent => here,
+                _ => folder.descend(parent.as_ref()).map_err(failed)?,
+            };
+            let seen = here.look(entry.path.file_name()).map_err(failed)?;
+            let place = old::section_place(name, &entry.path)?;
+            let print = crowded.print_at(batch, &hands.space, &hash, &place)?;
+            let fits = |seen: &Seen| {
+                seen.kind == Kind::File && print.is_some_and(|print| compare(&print, &seen.print) != Fit::Other)
+            };
+            let seen = seen.filter(fits).ok_or_else(|| PublishError::BlobGone { path: path.to_string(), hash })?;
+            let record = FileRecord { print: seen.print, hash, damaged: false, unknown: Default::default() };
+            batch.put_file(&hands.space, &path, &record)?;
+            near = Some((parent, here));
+        }
     }
     Ok(())
 }

@@ -22,7 +22,7 @@ use super::{PublishError, PublishedSection};
 use crate::blobs::settle;
 use crate::catalog::{LiveRecord, Lookup};
 use crate::durable::ancestors;
-use crate::verify::entries_of;
+use crate::verify::{VerifyError, entries_in, leaves_of};
 use crate::watch::Watch;
 
 /// Files of new folders that are recorded by one commit.
@@ -74,17 +74,19 @@ fn make(
     let begun = hands.sections.open(name).is_ok();
     hands.folder(&hands.sections, name, &shown)?;
     placer.made_in([None]);
-    let reader = hands.catalog.read()?;
-    let entries = entries_of(&reader, &hands.space, &s.section).map_err(|e| plan::unreadable(&s.section, &e))?;
-    drop(reader);
-    let mut placed = 0;
-    for (n, entry) in entries.iter().enumerate() {
-        tell(watch, n as u64, entries.len() as u64)?;
-        let done = make_entry(placer, s, name, entry, begun);
-        if let Err(PublishError::BlobGone { .. }) = done {
-            forget_gone(hands, &entries)?;
+    let failed = |e| plan::unreadable(&s.section, &e);
+    let leaves = leaves_of(&hands.catalog.read()?, &hands.space, &s.section).map_err(failed)?;
+    let (mut placed, mut n) = (0, 0);
+    for leaf in &leaves {
+        for entry in entries_in(&hands.catalog.read()?, &hands.space, leaf).map_err(failed)? {
+            tell(watch, n, s.section.tree.items)?;
+            n += 1;
+            let done = make_entry(placer, s, name, &entry, begun);
+            if let Err(PublishError::BlobGone { .. }) = done {
+                forget_gone(hands, &leaves).map_err(failed)?;
+            }
+            placed += u64::from(done?);
         }
-        placed += u64::from(done?);
         if placer.pending() >= PLACED_AT_ONCE {
             placer.save(live, &shown)?;
         }
@@ -94,9 +96,11 @@ fn make(
 }
 
 /// Lets the catalog forget blobs that are not where they were, so that the next sync fetches them.
-fn forget_gone(hands: &Hands<'_>, entries: &[Entry]) -> Result<(), PublishError> {
-    for hash in entries.iter().filter_map(|e| e.hash) {
-        settle(hands.lake, hands.catalog, &hands.space, &hash)?;
+fn forget_gone(hands: &Hands<'_>, leaves: &[BlobHash]) -> Result<(), VerifyError> {
+    for leaf in leaves {
+        for hash in entries_in(&hands.catalog.read()?, &hands.space, leaf)?.into_iter().filter_map(|e| e.hash) {
+            settle(hands.lake, hands.catalog, &hands.space, &hash)?;
+        }
     }
     Ok(())
 }

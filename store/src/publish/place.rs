@@ -67,7 +67,7 @@ pub(super) struct Placer<'h, 'a> {
     reader: Reader,
     /// Every blob that was looked at.
     known: HashMap<BlobHash, Known>,
-    /// Inodes whose change time moved because of us.
+    /// Inodes whose change time moved because of us, after their fingerprint was taken.
     touched: Inodes,
     unsynced: Unsynced,
     /// Copies made since the last barrier, below the sections.
@@ -287,16 +287,16 @@ impl<'h, 'a> Placer<'h, 'a> {
         entry: &Entry,
         hash: &BlobHash,
     ) -> Result<Option<Fingerprint>, PublishError> {
-        let staged = self.known(hash)?.staged.clone();
-        let Some((file, _)) = staged.and_then(|at| self.open_proven(&at, hash, entry.size)) else {
-            return Ok(None);
-        };
+        let Some(at) = self.known(hash)?.staged.clone() else { return Ok(None) };
         let hands = self.hands;
+        let Ok((file, print)) = hands.staging.file_seen(&part_name(hash)) else { return Ok(None) };
+        if compare(&at.print, &print) != Fit::Same && prove_place(hands.lake, &at.place, entry.size, hash).is_none() {
+            return Ok(None);
+        }
         hands.dress(&file, published_mode(entry), entry.mtime_ns, &spot.shown)?;
         self.put(&hands.staging, &part_name(hash), spot)?;
         self.known(hash)?.staged = None;
         let print = Lake::print_of(&file).map_err(|e| hands.failed(&spot.shown, e))?;
-        self.touched.insert((print.dev, print.inode));
         self.unsynced.file(&spot.path);
         Ok(Some(print))
     }
@@ -384,7 +384,6 @@ impl<'h, 'a> Placer<'h, 'a> {
             hands.dress(&copy, published_mode(entry), entry.mtime_ns, &spot.shown)?;
             self.put(&hands.staging, &name, spot)?;
             let print = Lake::print_of(&copy).map_err(failed)?;
-            self.touched.insert((print.dev, print.inode));
             self.unsynced.file(&spot.path);
             self.copies.push(spot.path.clone());
             return Ok(print);

@@ -20,7 +20,7 @@ use super::commit::{Crowded, LiveFolders, refreshed};
 use super::hands::{Hands, SECTIONS_FOLDER};
 use super::old::section_place;
 use super::place::Inodes;
-use crate::blobs::{Fit, compare, fit_of, prove_place};
+use crate::blobs::{Fit, Glance, compare, fit_of, prove_place};
 use crate::catalog::{Batch, CatalogError, FileRecord, Lookup, Reader};
 use crate::durable::{Folder, Kind, Seen};
 use crate::lake::Place;
@@ -240,11 +240,12 @@ fn forget(
     let Some(mut record) = b.blob(&hands.space, hash)? else { return Ok(()) };
     let gone: HashSet<&Place> = gone.iter().collect();
     record.places.retain(|at| !gone.contains(&at.place));
+    let mut glance = Glance::new(hands.lake);
     for at in &mut record.places {
         if !touched.contains(&(at.print.dev, at.print.inode)) {
             continue;
         }
-        let Some(fresh) = refreshed(hands.lake, at, touched) else { continue };
+        let Some(fresh) = refreshed(&mut glance, at, touched) else { continue };
         if let Some(path) = live.lake_path(&at.place)
             && let Some(file) = b.file(&hands.space, &path)?.filter(|f| f.hash == *hash && f.print == at.print)
         {

@@ -3,18 +3,24 @@
 //! Invariant: a file counts as here only when a place of its blob, in this space, has the fingerprint
 //! it was proven with, or was hashed again just now.
 
-use std::collections::HashSet;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::collections::BTreeSet;
 
 use rayon::prelude::*;
 use sluice_protocol::ids::{BlobHash, SpaceId};
 use sluice_protocol::manifest::{Entry, EntryKind, Section};
 
 use super::{VerifyError, name_of};
-use crate::blobs::{Fit, fit_of, settle};
+use crate::blobs::{Fit, Glance, settle};
 use crate::catalog::{Catalog, Lookup, Reader};
 use crate::lake::Lake;
 use crate::watch::Watch;
+
+/// Entries that are held and looked for in parallel.
+const LOOKED_FOR_AT_ONCE: usize = 16 * 1024;
+
+/// Hands out entries, one after the other.
+pub(super) type EachEntry<'a> =
+    dyn FnMut(&mut dyn FnMut(Entry) -> Result<(), VerifyError>) -> Result<(), VerifyError> + 'a;
 
 /// Missing files that an error names.
 const NAMED_MAX: usize = 5;
@@ -25,65 +31,67 @@ pub(super) struct Check<'a> {
     catalog: &'a Catalog,
     space: &'a SpaceId,
     watch: &'a dyn Watch,
-    seen: HashSet<(BlobHash, u64)>,
     files: u64,
     bytes: u64,
     first: Vec<String>,
-    missing: Vec<BlobHash>,
+    missing: BTreeSet<BlobHash>,
 }
 
 impl<'a> Check<'a> {
     pub fn new(lake: &'a Lake, catalog: &'a Catalog, space: &'a SpaceId, watch: &'a dyn Watch) -> Self {
-        let (seen, first, missing) = (HashSet::new(), vec![], vec![]);
-        Self { lake, catalog, space, watch, seen, files: 0, bytes: 0, first, missing }
+        Self { lake, catalog, space, watch, files: 0, bytes: 0, first: vec![], missing: BTreeSet::new() }
     }
 
-    /// Looks for the blobs of a section's entries.
-    pub fn section(&mut self, section: &Section, entries: &[Entry]) -> Result<(), VerifyError> {
-        let mut wanted: Vec<(BlobHash, &Entry)> = Vec::new();
-        for entry in entries.iter().filter(|e| e.kind == EntryKind::File) {
-            let Some(hash) = entry.hash else { continue };
-            if self.seen.insert((hash, entry.size)) {
-                wanted.push((hash, entry));
+    /// Looks for the blobs of the entries of a section that `each_entry` hands out.
+    pub fn section(&mut self, section: &Section, each_entry: &mut EachEntry<'_>) -> Result<(), VerifyError> {
+        let mut wanted = Vec::new();
+        each_entry(&mut |entry| {
+            if entry.kind == EntryKind::File && entry.hash.is_some() {
+                wanted.push(entry);
             }
-        }
-        let reader = self.catalog.read()?;
-        let done = AtomicU64::new(self.files);
-        let total = self.files + wanted.len() as u64;
-        let found: Vec<bool> = wanted
-            .par_iter()
-            .map(|(hash, entry)| {
-                let n = done.fetch_add(1, Ordering::Relaxed);
-                if n.is_multiple_of(1024) {
-                    self.watch.amount("verify", n, total, self.bytes, 0);
-                    if self.watch.cancelled() {
-                        return Err(VerifyError::Cancelled);
-                    }
-                }
-                self.is_here(&reader, section, hash, entry)
-            })
-            .collect::<Result<_, _>>()?;
-        for ((hash, entry), found) in wanted.into_iter().zip(found) {
-            self.files += 1;
-            self.bytes += entry.size;
-            if !found {
-                self.missing.push(hash);
-                if self.first.len() < NAMED_MAX {
-                    self.first.push(format!("`{}`", name_of(section, &entry.path)));
-                }
-            }
-        }
+            if wanted.len() >= LOOKED_FOR_AT_ONCE { self.look_for(section, &mut wanted) } else { Ok(()) }
+        })?;
+        self.look_for(section, &mut wanted)?;
         self.watch.amount("verify", self.files, self.files, self.bytes, self.bytes);
         Ok(())
     }
 
-    fn is_here(&self, reader: &Reader, section: &Section, hash: &BlobHash, entry: &Entry) -> Result<bool, VerifyError> {
+    fn look_for(&mut self, section: &Section, wanted: &mut Vec<Entry>) -> Result<(), VerifyError> {
+        self.watch.amount("verify", self.files, self.files.max(section.tree.items), self.bytes, 0);
+        if self.watch.cancelled() {
+            return Err(VerifyError::Cancelled);
+        }
+        let reader = self.catalog.read()?;
+        let look = |glance: &mut Glance<'_>, entry: &Entry| {
+            let hash = entry.hash.unwrap_or(BlobHash([0; 32]));
+            self.is_here(&reader, glance, section, &hash, entry)
+        };
+        let found: Vec<bool> = wanted.par_iter().map_init(|| Glance::new(self.lake), look).collect::<Result<_, _>>()?;
+        for (entry, found) in wanted.drain(..).zip(found) {
+            self.files += 1;
+            self.bytes += entry.size;
+            // A blob under many paths is one that is missing.
+            if !found && self.missing.insert(entry.hash.unwrap_or(BlobHash([0; 32]))) && self.first.len() < NAMED_MAX {
+                self.first.push(format!("`{}`", name_of(section, &entry.path)));
+            }
+        }
+        Ok(())
+    }
+
+    fn is_here(
+        &self,
+        reader: &Reader,
+        glance: &mut Glance<'_>,
+        section: &Section,
+        hash: &BlobHash,
+        entry: &Entry,
+    ) -> Result<bool, VerifyError> {
         let Some(record) = reader.blob(self.space, hash)? else { return Ok(false) };
         if record.size != entry.size {
             let path = name_of(section, &entry.path);
             return Err(VerifyError::OtherSize { path, hash: *hash, listed: entry.size, found: record.size });
         }
-        if record.places.iter().any(|at| fit_of(self.lake, at) == Fit::Same) {
+        if record.places.iter().any(|at| glance.fit(at) == Fit::Same) {
             return Ok(true);
         }
         Ok(settle(self.lake, self.catalog, self.space, hash)?)
@@ -95,6 +103,6 @@ impl<'a> Check<'a> {
             return Ok(());
         }
         let count = self.missing.len() as u64;
-        Err(VerifyError::MissingBlobs { count, first: self.first, hashes: self.missing })
+        Err(VerifyError::MissingBlobs { count, first: self.first, hashes: self.missing.into_iter().collect() })
     }
 }

@@ -53,6 +53,19 @@ pub(crate) fn changes(
     Ok(without_common(gone, come))
 }
 
+/// The leaves of a section's tree, in order, to be read one by one with [`entries_in`]: some 32 bytes for 256
+/// entries. Only for a tree that was read whole before.
+pub fn leaves_of(reader: &impl Lookup, space: &SpaceId, section: &Section) -> Result<Vec<BlobHash>, VerifyError> {
+    let mut leaves = Vec::new();
+    Side { reader, space }.leaves(&section.tree, &mut leaves)?;
+    Ok(leaves)
+}
+
+/// The entries of one leaf.
+pub fn entries_in(reader: &impl Lookup, space: &SpaceId, leaf: &BlobHash) -> Result<Vec<Entry>, VerifyError> {
+    Side { reader, space }.items(std::iter::once(leaf))
+}
+
 struct Side<'a, R> {
     reader: &'a R,
     space: &'a SpaceId,

@@ -29,34 +29,43 @@ pub enum LayoutError {
 /// `sections/<number>/`.
 const OWN_PREFIX: &str = "sections/00000000000000000000";
 
-/// Checks one section by itself.
-pub(super) fn check_section(section: &Section, entries: &[Entry]) -> Result<(), LayoutError> {
-    let name = || section.name().to_string();
-    let own = LakePath::parse(OWN_PREFIX).expect("a constant path");
-    let mut folders: HashSet<&str> = HashSet::new();
-    for entry in entries {
-        let path = &entry.path;
+/// Checks one section by itself, entry by entry in the order of its tree.
+pub(super) struct Check<'s> {
+    section: &'s Section,
+    own: LakePath,
+    /// Files and links whose path the last one begins with, each a beginning of the next: what lies below one
+    /// of them can only come as long as it is here. So no more is held than a path has characters.
+    above: Vec<LakePath>,
+}
+
+impl<'s> Check<'s> {
+    pub fn new(section: &'s Section) -> Self {
+        Self { section, own: LakePath::parse(OWN_PREFIX).expect("a constant path"), above: vec![] }
+    }
+
+    /// Checks the next entry.
+    pub fn entry(&mut self, entry: &Entry) -> Result<(), LayoutError> {
+        let (section, path) = (self.section, &entry.path);
+        let name = || section.name().to_string();
         let failed = |source| LayoutError::Path { section: name(), path: path.clone(), source };
         let lake_path = section.lake_path(path).map_err(failed)?;
-        own.join(path).map_err(failed)?;
+        self.own.join(path).map_err(failed)?;
         if section.shallow && path.parent().is_some() {
             return Err(LayoutError::TooDeep { section: name(), path: path.clone() });
         }
         if let (EntryKind::Link, Some(target)) = (entry.kind, &entry.target) {
             resolve(&lake_path, target)?;
         }
-        // Entries are sorted, so a folder that is known has known folders above it.
-        let mut text = path.as_str();
-        while let Some((above, _)) = text.rsplit_once('/') {
-            if !folders.insert(above) {
-                break;
-            }
-            text = above;
+        // `a-b` sorts between `a` and `a/b`, and begins with `a`, too.
+        while self.above.pop_if(|above| !path.as_str().starts_with(above.as_str())).is_some() {}
+        let below = |above: &&LakePath| path.as_str()[above.as_str().len()..].starts_with('/');
+        if let Some(above) = self.above.iter().find(below) {
+            return Err(LayoutError::FileAndFolder { path: full_name(section, above) });
         }
-    }
-    match entries.iter().find(|e| e.kind != EntryKind::Folder && folders.contains(e.path.as_str())) {
-        Some(e) => Err(LayoutError::FileAndFolder { path: full_name(section, &e.path) }),
-        None => Ok(()),
+        if entry.kind != EntryKind::Folder {
+            self.above.push(path.clone());
+        }
+        Ok(())
     }
 }
 
@@ -142,6 +151,11 @@ mod tests {
         }
     }
 
+    fn check_section(section: &Section, entries: &[Entry]) -> Result<(), LayoutError> {
+        let mut check = Check::new(section);
+        entries.iter().try_for_each(|e| check.entry(e))
+    }
+
     #[test]
     fn a_file_with_something_below_it_is_refused() {
         let s = section(Some("raw"), false);
@@ -151,6 +165,10 @@ mod tests {
         assert!(matches!(check_section(&s, &bad), Err(LayoutError::FileAndFolder { path }) if path == "raw/a"));
         let bad = [entry("a", EntryKind::Link), file("a/b/c")];
         assert!(check_section(&s, &bad).is_err());
+        let bad = [file("a"), file("a-"), file("a-/b")];
+        assert!(matches!(check_section(&s, &bad), Err(LayoutError::FileAndFolder { path }) if path == "raw/a-"));
+        let bad = [file("a"), file("a-"), file("a-b"), file("a/b")];
+        assert!(matches!(check_section(&s, &bad), Err(LayoutError::FileAndFolder { path }) if path == "raw/a"));
         let fine = [entry("a", EntryKind::Folder), file("a/b"), file("a/c/d"), file("b")];
         assert_eq!(check_section(&s, &fine), Ok(()));
     }

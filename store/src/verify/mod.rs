@@ -27,6 +27,7 @@ use sluice_protocol::signed::Signed;
 use sluice_protocol::stages::{Replace, grows_in_place, replace_of};
 use sluice_protocol::tree::{TreeError, read_tree};
 
+pub use diff::{entries_in, leaves_of};
 pub use layout::LayoutError;
 pub(crate) use links::relative;
 pub use links::{LinkError, resolve as resolve_link};
@@ -163,7 +164,7 @@ impl VerifyError {
 
 /// Checks everything; see the module's page.
 ///
-/// Entries are held for one section at a time.
+/// Entries are held by the page, but for those of shallow sections, and of tables while they are opened.
 pub fn verify(
     lake: &Lake,
     catalog: &Catalog,
@@ -187,7 +188,7 @@ pub fn verify(
         let old = old.filter(|o| {
             live.as_ref().is_some_and(|l| l.sections.iter().any(|s| s.tree == o.tree.page && !s.is_remade()))
         });
-        blobs.section(section, &unproven_entries(&catalog.read()?, &received.space, old, section)?)?;
+        blobs.section(section, &mut |each| each_unproven(&catalog.read()?, &received.space, old, section, each))?;
     }
     blobs.finish()?;
     let view = |entries: &[Entry]| ManifestView::new(lake, catalog, &received.space, entries);
@@ -213,12 +214,13 @@ pub fn verify(
 /// A table that only grows keeps its folder and what is in it, which was checked when it was
 /// published: so a commit to a table of a million files costs what it adds. Any other change makes a
 /// new folder out of all files, and each of them must be there.
-fn unproven_entries(
+fn each_unproven(
     reader: &impl Lookup,
     space: &SpaceId,
     old: Option<&Section>,
     section: &Section,
-) -> Result<Vec<Entry>, VerifyError> {
+    each: &mut dyn FnMut(Entry) -> Result<(), VerifyError>,
+) -> Result<(), VerifyError> {
     let growing = old.filter(|o| grows_in_place(section.kind) && o.kind == section.kind && !section.shallow);
     // Pages of the old version that cannot be read say nothing.
     if let Some(old) = growing
@@ -226,10 +228,10 @@ fn unproven_entries(
     {
         let pointers = |e: &Entry| replace_of(section.kind, &e.path) == Replace::Pointer;
         if changes.gone.iter().all(pointers) {
-            return Ok(changes.come);
+            return changes.come.into_iter().try_for_each(each);
         }
     }
-    entries_of(reader, space, section)
+    each_entry(reader, space, section, each)
 }
 
 /// How much of a section has to be looked at.
@@ -291,6 +293,21 @@ struct NoPage;
 /// All entries of a section, every page checked.
 pub(crate) fn entries_of(reader: &impl Lookup, space: &SpaceId, section: &Section) -> Result<Vec<Entry>, VerifyError> {
     let mut entries = Vec::new();
+    each_entry(reader, space, section, &mut |entry| {
+        entries.push(entry);
+        Ok(())
+    })?;
+    Ok(entries)
+}
+
+/// Hands all entries of a section to `each`, every page checked; a page at a time is held.
+fn each_entry(
+    reader: &impl Lookup,
+    space: &SpaceId,
+    section: &Section,
+    each: &mut dyn FnMut(Entry) -> Result<(), VerifyError>,
+) -> Result<(), VerifyError> {
+    let mut stopped: Option<VerifyError> = None;
     let mut failed: Option<CatalogError> = None;
     let mut fetch = |hash: &BlobHash| match reader.meta(space, hash) {
         Ok(Some(bytes)) => Ok(bytes),
@@ -301,12 +318,17 @@ pub(crate) fn entries_of(reader: &impl Lookup, space: &SpaceId, section: &Sectio
         }
     };
     let read = read_tree(&section.tree, &mut fetch, &mut |entry: Entry| {
-        entries.push(entry);
-        Ok(())
+        each(entry).map_err(|e| {
+            stopped = Some(e);
+            CodecError::NotCanonical
+        })
     });
+    if let Some(e) = stopped {
+        return Err(e);
+    }
     match (read, failed) {
         (_, Some(e)) => Err(e.into()),
-        (Ok(()), None) => Ok(entries),
+        (Ok(()), None) => Ok(()),
         (Err(TreeError::Fetch { page, .. }), None) => Err(VerifyError::NoMetadata { what: "page", hash: page }),
         (Err(TreeError::Codec(source)), None) => {
             Err(VerifyError::BadMetadata { what: format!("list of section `{}`", section.name()), source })
@@ -326,10 +348,17 @@ fn check_layout(
         if *look != Look::New && !section.shallow {
             continue;
         }
-        let entries = entries_of(reader, space, section)?;
-        layout::check_section(section, &entries)?;
+        let mut check = layout::Check::new(section);
+        let mut kept = Vec::new();
+        each_entry(reader, space, section, &mut |entry| {
+            check.entry(&entry)?;
+            if section.shallow {
+                kept.push(entry);
+            }
+            Ok(())
+        })?;
         if section.shallow {
-            shallow.push((section, entries));
+            shallow.push((section, kept));
         }
     }
     Ok(layout::check_between(sections, &shallow)?)
