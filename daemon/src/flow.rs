@@ -445,16 +445,14 @@ pub async fn receive(
     let lake = site.lake_of(record)?;
     let mut turns = Turns::new(site, space, record, first);
     let (mut described, received) = loop {
-        let described = describe_in_turn(site, space, record, job, &mut turns).await?;
+        let mut described = describe_in_turn(site, space, record, job, &mut turns).await?;
         job.stage("transfer");
-        match transfer(site, (space, record), &lake, &described, &mut turns, job).await {
+        match transfer(site, (space, record), &lake, &mut described, &mut turns, job).await {
             Ok(received) => break (described, received),
             Err(e) => turns.failed(&described.source, in_words(site, space, &described, e)).or_explain()?,
         }
     };
     described.standing.to_mend += shown_again;
-    // From here on only its totals are of use; of a million small files it is 128 MB.
-    described.plan.blobs = Vec::new();
     let moved_bytes = turns.came_from(&described.source);
     job.stage("verify");
     let verified = verified(site, &lake, received, job).await?;
@@ -492,11 +490,13 @@ pub async fn recover(site: &Site, space: &SpaceId, record: &SpaceRecord) -> Resu
     .await
 }
 
+/// Brings the blobs of the plan. They are taken out of it: afterwards only its totals are of use, and of a
+/// million small files they are 128 MB.
 async fn transfer(
     site: &Site,
     (space, record): (&SpaceId, &SpaceRecord),
     lake: &Lake,
-    described: &Described,
+    described: &mut Described,
     turns: &mut Turns<'_>,
     job: &Arc<Job>,
 ) -> Result<Received, SyncError> {
@@ -512,7 +512,7 @@ async fn transfer(
     };
     let had_turns: Vec<SiteId> = turns.over().iter().copied().chain([described.from_site()]).collect();
     let others = recruit::others(site, space, record, &had_turns, described.plan.fetch_bytes())?;
-    let brought = transfer.run(&described.plan, others).await;
+    let brought = transfer.run(std::mem::take(&mut described.plan.blobs), others).await;
     turns.helped(brought.helpers);
     if let Some(e) = &brought.first {
         turns.replaced(&described.source, e);

@@ -15,7 +15,7 @@ use sluice_protocol::annex::ChunkListRef;
 use sluice_protocol::chunks::ChunkList;
 use sluice_protocol::ids::{BlobHash, SpaceId};
 use sluice_protocol::limits::SEGMENT_BYTES;
-use sluice_protocol::plan::{BlobPlan, Plan, Rung};
+use sluice_protocol::plan::{BlobPlan, Rung};
 use sluice_store::blobs::open_blob;
 use sluice_store::catalog::{Catalog, CatalogError, Lookup};
 use sluice_store::lake::{Lake, Place};
@@ -90,14 +90,14 @@ pub(super) struct Run {
 }
 
 impl Transfer {
-    /// Brings every blob of the plan into staging, whole and proven. `others` may help when there is much to do.
-    pub async fn run(&self, plan: &Plan, others: Recruits) -> Brought {
-        let run = match self.begin(plan) {
+    /// Brings every planned blob into staging, whole and proven. `others` may help when there is much to do.
+    pub async fn run(&self, blobs: Vec<BlobPlan>, others: Recruits) -> Brought {
+        let run = match self.begin(&blobs) {
             Ok(run) => Arc::new(run),
             Err(e) => return Brought { outcome: Err(e), first: None, helpers: vec![] },
         };
         let keeper = AbortOnDropHandle::new(tokio::spawn(keep_durable(self.clone(), run.clone())));
-        let works = stream::iter(batches(&plan.blobs)).then({
+        let works = stream::iter(batches(blobs)).then({
             let (me, run) = (self.clone(), run.clone());
             move |group| me.clone().prepare(run.clone(), group)
         });
@@ -109,9 +109,9 @@ impl Transfer {
         Brought { outcome: outcome.and(saved).and_then(|()| run.outcome()), first, helpers }
     }
 
-    fn begin(&self, plan: &Plan) -> Result<Run, SyncError> {
-        self.check_room(plan)?;
-        let segments: u64 = plan.blobs.iter().map(|b| b.wanted.size.div_ceil(SEGMENT_BYTES)).sum();
+    fn begin(&self, blobs: &[BlobPlan]) -> Result<Run, SyncError> {
+        self.check_room(blobs)?;
+        let segments: u64 = blobs.iter().map(|b| b.wanted.size.div_ceil(SEGMENT_BYTES)).sum();
         Ok(Run {
             staging: Staging::open(&self.lake, self.space, &self.catalog)?,
             open: Mutex::default(),
@@ -119,8 +119,8 @@ impl Transfer {
             bytes_done: AtomicU64::new(0),
             told_ms: AtomicU64::new(0),
             began: Instant::now(),
-            files_total: plan.blobs.len() as u64,
-            bytes_total: AtomicU64::new(plan.fetch_bytes()),
+            files_total: blobs.len() as u64,
+            bytes_total: AtomicU64::new(blobs.iter().map(BlobPlan::fetch_bytes).sum()),
             pieces: usize::try_from(segments).unwrap_or(usize::MAX).max(1),
             sources: Mutex::new(vec![self.source.clone()]),
             counted: Mutex::default(),
@@ -150,10 +150,10 @@ impl Transfer {
     }
 
     /// A disk that is too small is known before an hour of fetching, not after.
-    fn check_room(&self, plan: &Plan) -> Result<(), SyncError> {
+    fn check_room(&self, blobs: &[BlobPlan]) -> Result<(), SyncError> {
         let reserved: HashSet<BlobHash> =
             self.catalog.read()?.stagings(&self.space)?.into_iter().map(|s| s.0).collect();
-        let fresh = plan.blobs.iter().filter(|b| !reserved.contains(&b.wanted.hash));
+        let fresh = blobs.iter().filter(|b| !reserved.contains(&b.wanted.hash));
         let needed: u64 = fresh.map(|b| b.wanted.size).sum();
         let Ok(disk) = rustix::fs::statvfs(self.lake.root()) else { return Ok(()) };
         let free = disk.f_bavail.saturating_mul(disk.f_frsize);
@@ -310,28 +310,26 @@ async fn keep_durable(transfer: Transfer, run: Arc<Run>) {
 }
 
 /// Groups small blobs of a section; a large one stands alone. Sections stay in their order.
-fn batches(blobs: &[BlobPlan]) -> Vec<Vec<BlobPlan>> {
-    let mut groups = Vec::new();
-    for section in blobs.chunk_by(|a, b| a.wanted.section == b.wanted.section) {
-        let mut batch: Vec<BlobPlan> = Vec::new();
-        let mut bytes = 0;
-        for blob in section {
-            if blob.wanted.size > SMALL_BYTES_MAX || blob.rung == Rung::Chunks {
-                groups.push(vec![blob.clone()]);
-                continue;
+fn batches(blobs: Vec<BlobPlan>) -> impl Iterator<Item = Vec<BlobPlan>> + Send {
+    let mut blobs = blobs.into_iter().peekable();
+    let (mut batch, mut bytes) = (Vec::<BlobPlan>::new(), 0);
+    std::iter::from_fn(move || {
+        while let Some(next) = blobs.peek() {
+            let (small, size) = (next.wanted.size <= SMALL_BYTES_MAX && next.rung != Rung::Chunks, next.wanted.size);
+            let full = small && (batch.len() >= BATCH_BLOBS_MAX || bytes + size > BATCH_BYTES_MAX);
+            if batch.first().is_some_and(|b| full || b.wanted.section != next.wanted.section) {
+                break;
             }
-            if batch.len() >= BATCH_BLOBS_MAX || bytes + blob.wanted.size > BATCH_BYTES_MAX {
-                groups.push(std::mem::take(&mut batch));
-                bytes = 0;
+            let blob = blobs.next()?;
+            if !small {
+                return Some(vec![blob]);
             }
-            bytes += blob.wanted.size;
-            batch.push(blob.clone());
+            bytes += size;
+            batch.push(blob);
         }
-        if !batch.is_empty() {
-            groups.push(batch);
-        }
-    }
-    groups
+        bytes = 0;
+        Some(std::mem::take(&mut batch)).filter(|batch| !batch.is_empty())
+    })
 }
 
 /// Cuts a missing range into segments at multiples of the segment length.
@@ -352,17 +350,17 @@ mod tests {
 
     fn blob(section: &str, size: u64, n: u8) -> BlobPlan {
         let wanted = Wanted { hash: BlobHash([n; 32]), size, section: section.into() };
-        BlobPlan { wanted, rung: Rung::Fetch, copies: vec![], fetch: std::iter::once(0..size).collect() }
+        BlobPlan { wanted, rung: Rung::Fetch, copies: [].into(), fetch: [0..size].into() }
     }
 
     #[test]
     fn small_files_of_a_section_do_not_wait_for_large_ones_of_the_next() {
         let small = |section| blob(section, 10, 1);
         let blobs = [small("metadata"), small("metadata"), blob("orders", 1 << 30, 2), small("orders"), small("raw")];
-        let groups = batches(&blobs);
-        let shown: Vec<_> = groups.iter().map(|g| (g[0].wanted.section.as_str(), g.len(), g[0].wanted.size)).collect();
+        let groups: Vec<_> = batches(blobs.into()).collect();
+        let shown: Vec<_> = groups.iter().map(|g| (&*g[0].wanted.section, g.len(), g[0].wanted.size)).collect();
         assert_eq!(shown, [("metadata", 2, 10), ("orders", 1, 1 << 30), ("orders", 1, 10), ("raw", 1, 10)]);
         let many: Vec<BlobPlan> = (0..1500).map(|_| small("raw")).collect();
-        assert_eq!(batches(&many).iter().map(Vec::len).collect::<Vec<_>>(), [512, 512, 476]);
+        assert_eq!(batches(many).map(|g| g.len()).collect::<Vec<_>>(), [512, 512, 476]);
     }
 }
