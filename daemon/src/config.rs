@@ -205,11 +205,13 @@ pub struct Publish {
     pub keep_generations: usize,
     /// Seconds that a version stays for its readers after the next one took its place.
     pub readers_grace_s: u64,
+    /// Large files are written past the page cache.
+    pub direct_io: bool,
 }
 
 impl Default for Publish {
     fn default() -> Self {
-        Self { keep_generations: 3, readers_grace_s: 600 }
+        Self { keep_generations: 3, readers_grace_s: 600, direct_io: true }
     }
 }
 

@@ -41,7 +41,7 @@ impl Peer {
             let touches = chunks.start.to_bytes() < range.end && range.start < chunks.end.to_bytes();
             if let Some(index) = tree.pre_order_offset(node).filter(|_| touches) {
                 let at = index as usize * 64;
-                to.put_parent(index, self.tree.data[at..at + 64].try_into().unwrap()).unwrap();
+                to.put_parents(&[(index, self.tree.data[at..at + 64].try_into().unwrap())]).unwrap();
             }
         }
         for (i, leaf) in self.data[range.start as usize..range.end as usize].chunks(GROUP as usize).enumerate() {
@@ -338,8 +338,8 @@ fn incomplete_and_impossible_calls_are_named() {
     assert!(matches!(staged.finish(), Err(StagingError::Incomplete { missing, .. }) if missing == 100_000 - GROUP));
     assert!(matches!(staged.write_leaf(99_999, b"ab"), Err(StagingError::OutOfRange { .. })));
     assert!(matches!(staged.write_leaf(u64::MAX, b"ab"), Err(StagingError::OutOfRange { .. })));
-    assert!(matches!(staged.put_parent(6, &[0; 64]), Err(StagingError::OutOfRange { .. })));
-    assert!(matches!(staged.put_parent(u64::MAX, &[0; 64]), Err(StagingError::OutOfRange { .. })));
+    assert!(matches!(staged.put_parents(&[(6, [0; 64])]), Err(StagingError::OutOfRange { .. })));
+    assert!(matches!(staged.put_parents(&[(u64::MAX, [0; 64])]), Err(StagingError::OutOfRange { .. })));
     assert!(matches!(staging.start(blob.hash, 5), Err(StagingError::OtherSize { claimed: 5, .. })));
 }
 

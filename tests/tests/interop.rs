@@ -95,7 +95,7 @@ impl LeafSink for Leaves {
         Ok(())
     }
 
-    fn parent(&self, _: u64, _: &[u8; 64]) -> std::io::Result<()> {
+    fn parents(&self, _: &[(u64, [u8; 64])]) -> std::io::Result<()> {
         Ok(())
     }
 }

@@ -38,6 +38,7 @@ use std::io;
 use bytes::Bytes;
 use sluice_protocol::ids::{BlobHash, SiteId};
 use sluice_protocol::messages::Message;
+use sluice_store::staging::Pair;
 
 pub use caps::{Caps, Hours};
 pub use error::{FetchError, LaneError, MessageError};
@@ -129,7 +130,7 @@ pub trait LeafSink: Send + Sync + 'static {
     /// Verified bytes of the blob at `offset` (a multiple of 16 KiB); 256 KiB at most.
     fn leaf(&self, offset: u64, data: &[u8]) -> io::Result<()>;
 
-    /// A verified pair of hashes. `index` counts pairs in the pre-order outboard with 16 KiB groups:
-    /// the pair belongs at byte `index * 64`. Comes before the leaves that it proves.
-    fn parent(&self, index: u64, pair: &[u8; 64]) -> io::Result<()>;
+    /// Verified pairs of hashes, each with its place in the pre-order outboard with 16 KiB groups, counted in pairs:
+    /// a pair belongs at byte `index * 64`. They come before the leaves that they prove.
+    fn parents(&self, pairs: &[Pair]) -> io::Result<()>;
 }

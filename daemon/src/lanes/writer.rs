@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use bao_tree::BaoTree;
 use sluice_protocol::ids::BlobHash;
+use sluice_store::staging::{Paged, Pair};
 use tokio::task::{JoinHandle, spawn_blocking};
 
 use super::error::FetchError;
@@ -17,18 +18,18 @@ pub(super) struct Writer {
     hash: BlobHash,
     sink: Arc<dyn LeafSink>,
     tree: BaoTree,
-    pairs: Vec<(u64, [u8; 64])>,
+    pairs: Vec<Pair>,
     /// Bytes collected for one write.
     piece: usize,
     at: u64,
-    held: Vec<u8>,
+    held: Paged,
     reached: u64,
     writing: Option<JoinHandle<std::io::Result<()>>>,
 }
 
 impl Writer {
     pub fn new(hash: BlobHash, sink: Arc<dyn LeafSink>, tree: BaoTree, piece: usize) -> Self {
-        Self { hash, sink, tree, piece, pairs: Vec::new(), at: 0, held: Vec::new(), reached: 0, writing: None }
+        Self { hash, sink, tree, piece, pairs: Vec::new(), at: 0, held: Paged::default(), reached: 0, writing: None }
     }
 
     pub async fn parent(&mut self, parent: &bao_tree::io::Parent) -> Result<(), FetchError> {
@@ -58,7 +59,7 @@ impl Writer {
         }
         if self.held.is_empty() {
             self.at = offset;
-            self.held.reserve(self.piece);
+            self.held = Paged::with_capacity(self.piece);
         }
         self.held.extend_from_slice(data);
         self.reached = offset + data.len() as u64;
@@ -75,8 +76,8 @@ impl Writer {
         let (sink, at) = (self.sink.clone(), self.at);
         let (pairs, held) = (std::mem::take(&mut self.pairs), std::mem::take(&mut self.held));
         self.writing = Some(spawn_blocking(move || {
-            for (index, pair) in &pairs {
-                sink.parent(*index, pair)?;
+            if !pairs.is_empty() {
+                sink.parents(&pairs)?;
             }
             if held.is_empty() { Ok(()) } else { sink.leaf(at, &held) }
         }));

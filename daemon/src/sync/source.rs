@@ -12,6 +12,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use sluice_protocol::ids::BlobHash;
 use sluice_protocol::limits::CORRUPT_PIECES_MAX;
+use sluice_store::staging::Pair;
 
 use super::SyncError;
 use crate::lanes::{FetchError, LeafSink, Peer};
@@ -50,9 +51,10 @@ impl LeafSink for Counted {
         self.moved.staged.fetch_add(data.len() as u64, Ordering::Relaxed);
         self.sink.leaf(offset, data)
     }
-    fn parent(&self, index: u64, pair: &[u8; 64]) -> std::io::Result<()> {
-        self.moved.staged.fetch_add(pair.len() as u64, Ordering::Relaxed);
-        self.sink.parent(index, pair)
+    fn parents(&self, pairs: &[Pair]) -> std::io::Result<()> {
+        let bytes: usize = pairs.iter().map(|(_, pair)| pair.len()).sum();
+        self.moved.staged.fetch_add(bytes as u64, Ordering::Relaxed);
+        self.sink.parents(pairs)
     }
 }
 

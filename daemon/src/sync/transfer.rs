@@ -61,6 +61,8 @@ pub struct Transfer {
     pub watch: Arc<dyn Watch>,
     /// Requests in flight at once, to each source.
     pub streams: usize,
+    /// Large blobs are written past the page cache.
+    pub direct_io: bool,
     /// What other transfers of this site take.
     pub shares: Shares,
     /// Damaged files whose good chunks are copied, by the blob that they were.
@@ -111,9 +113,11 @@ impl Transfer {
 
     fn begin(&self, blobs: &[BlobPlan]) -> Result<Run, SyncError> {
         self.check_room(blobs)?;
+        let staging = Staging::open(&self.lake, self.space, &self.catalog)?;
+        staging.write_direct(self.direct_io);
         let segments: u64 = blobs.iter().map(|b| b.wanted.size.div_ceil(SEGMENT_BYTES)).sum();
         Ok(Run {
-            staging: Staging::open(&self.lake, self.space, &self.catalog)?,
+            staging,
             open: Mutex::default(),
             files_done: AtomicU64::new(0),
             bytes_done: AtomicU64::new(0),

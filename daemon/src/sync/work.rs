@@ -14,7 +14,7 @@ use futures_util::StreamExt;
 use futures_util::stream::BoxStream;
 use sluice_protocol::ids::BlobHash;
 use sluice_protocol::plan::BlobPlan;
-use sluice_store::staging::{Staged, StagingError};
+use sluice_store::staging::{Pair, Staged, StagingError};
 use tokio::task::JoinSet;
 
 use super::crew::{Crew, InHand, Next, Task};
@@ -112,8 +112,8 @@ impl LeafSink for StagedSink {
         self.hands.transfer.progress(&self.hands.run, 0, data.len() as u64);
         Ok(())
     }
-    fn parent(&self, index: u64, pair: &[u8; 64]) -> std::io::Result<()> {
-        self.write(|staged| staged.put_parent(index, pair))
+    fn parents(&self, pairs: &[Pair]) -> std::io::Result<()> {
+        self.write(|staged| staged.put_parents(pairs))
     }
 }
 

@@ -15,6 +15,7 @@ use ed25519_dalek::SigningKey;
 use sluice_daemon::lanes::{Host, LeafSink, QuicConfig, QuicLane, ServedBlob, ServedData};
 use sluice_protocol::ids::{BlobHash, SiteId};
 use sluice_protocol::messages::Message;
+use sluice_store::staging::Pair;
 
 pub const GROUPS: BlockSize = BlockSize::from_chunk_log(4);
 pub const GROUP: u64 = 16 * 1024;
@@ -228,8 +229,11 @@ impl LeafSink for Collected {
         Ok(())
     }
 
-    fn parent(&self, index: u64, pair: &[u8; 64]) -> io::Result<()> {
-        self.state.lock().unwrap().1[index as usize * 64..][..64].copy_from_slice(pair);
+    fn parents(&self, pairs: &[Pair]) -> io::Result<()> {
+        let mut state = self.state.lock().unwrap();
+        for (index, pair) in pairs {
+            state.1[*index as usize * 64..][..64].copy_from_slice(pair);
+        }
         Ok(())
     }
 }

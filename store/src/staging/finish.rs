@@ -10,7 +10,6 @@ use std::path::Path;
 use sluice_protocol::ids::BlobHash;
 use sluice_protocol::limits::GROUP_BYTES;
 
-use super::sidecar::Sidecar;
 use super::{
     Inner, MOVED_TOTAL, STAGING_FOLDER, Staged, Staging, StagingError, lock, part_name, part_place, tree_name,
 };
@@ -72,8 +71,8 @@ impl Staged {
             }
             self.keep_tree(found.outboard)?
         };
-        disk::set_mode(STAGING_FOLDER, &inner.part, DONE_MODE).map_err(failed)?;
-        disk::sync_all(STAGING_FOLDER, &inner.part).map_err(|e| self.spoil(e))?;
+        disk::set_mode(STAGING_FOLDER, &*inner.part, DONE_MODE).map_err(failed)?;
+        disk::sync_all(STAGING_FOLDER, &*inner.part).map_err(|e| self.spoil(e))?;
         let print = Lake::print_of(&inner.part).map_err(failed)?;
         let uncounted = std::mem::take(&mut lock(&inner.state).uncounted);
         Ok(Proven { hash: inner.hash, size: inner.size, print, tree, uncounted, beside: true })
@@ -110,8 +109,8 @@ impl Staged {
     /// Keeps of the received tree, which goes down to the groups, what is stored.
     fn keep_received_tree(&self) -> Result<Tree, StagingError> {
         let Inner { sidecar, size, hash, .. } = &*self.0;
-        let mut ahead = Ahead::default();
-        let mut read = |at: u64, into: &mut [u8]| ahead.read(at, into, sidecar);
+        let ahead = sidecar.ahead();
+        let mut read = |at: u64, into: &mut [u8]| ahead.read(at, into);
         let stored = outboard_bytes(*size) as usize;
         if stored <= TREE_INLINE_BYTES_MAX {
             let mut tree = Vec::with_capacity(stored);
@@ -151,29 +150,6 @@ impl Staged {
         };
         let folder = path.parent().unwrap_or(Path::new("."));
         write(folder).map_err(|source| StagingError::Io { path: path.clone(), source })
-    }
-}
-
-/// Reads a received tree, of which only some pairs are wanted, in long pieces.
-#[derive(Default)]
-struct Ahead {
-    held: Vec<u8>,
-    start: u64,
-}
-
-impl Ahead {
-    fn read(&mut self, at: u64, into: &mut [u8], from: &Sidecar) -> io::Result<()> {
-        let end = at + into.len() as u64;
-        if at < self.start || end > self.start + self.held.len() as u64 {
-            let len = (from.tree_bytes().saturating_sub(at)).min(COPY_BYTES as u64);
-            self.held.resize(len as usize, 0);
-            self.start = at;
-            from.read_tree(at, &mut self.held)?;
-        }
-        let from = (at - self.start) as usize;
-        let held = self.held.get(from..from + into.len()).ok_or(io::ErrorKind::UnexpectedEof)?;
-        into.copy_from_slice(held);
-        Ok(())
     }
 }
 

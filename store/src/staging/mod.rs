@@ -10,6 +10,7 @@
 
 mod finish;
 mod groups;
+mod part;
 mod sidecar;
 mod small;
 
@@ -19,6 +20,7 @@ use std::io;
 use std::ops::Range;
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use sluice_protocol::codec::Bytes;
@@ -32,6 +34,8 @@ use crate::disk;
 use crate::durable::{Folder, is_full};
 use crate::lake::{Lake, LakeError, Place};
 use groups::Groups;
+pub use part::Paged;
+use part::Part;
 use sidecar::Sidecar;
 use small::Unsettled;
 
@@ -44,6 +48,9 @@ pub const CHECKPOINT_MS: u64 = 5_000;
 /// Counter of the catalog: bytes received since the site was made. What is written here (leaves, nodes of trees,
 /// small blobs) is counted here, in the commit that records it; the caller counts everything else.
 pub const MOVED_TOTAL: &str = "moved_bytes_total";
+
+/// A node of a tree: the two hashes below the one at this place of the pre-order outboard, counted in nodes.
+pub type Pair = (u64, [u8; 64]);
 
 /// Why a blob cannot be staged.
 #[derive(Debug, thiserror::Error)]
@@ -82,6 +89,7 @@ struct Shared {
     unsettled: Mutex<Unsettled>,
     /// Held while small blobs are settled.
     settling: Mutex<()>,
+    direct: AtomicBool,
 }
 
 /// One blob in the making. Clones are the same blob; every call may come from any thread.
@@ -92,7 +100,7 @@ struct Inner {
     shared: Arc<Shared>,
     hash: BlobHash,
     size: u64,
-    part: File,
+    part: Part,
     sidecar: Sidecar,
     state: Mutex<State>,
     /// One checkpoint at a time, so that the catalog never goes back.
@@ -166,7 +174,13 @@ impl Staging {
             open: Mutex::new(HashMap::new()),
             unsettled: Mutex::default(),
             settling: Mutex::new(()),
+            direct: AtomicBool::new(true),
         })))
+    }
+
+    /// Writes large blobs past the page cache, as is the default, or through it.
+    pub fn write_direct(&self, direct: bool) {
+        self.0.direct.store(direct, Ordering::Relaxed);
     }
 
     /// Opens a blob for filling, with what an earlier run left of it.
@@ -268,6 +282,7 @@ impl Shared {
             uncounted = groups.have_bytes() - recorded;
         }
         sidecar.write_boot(&self.boot).map_err(|e| self.full_or(&hash, size, e))?;
+        let part = Part::new(part, self.direct.load(Ordering::Relaxed));
         let state = State { groups, unsaved: 0, named: false, finished: kept && finished, spoiled: false, uncounted };
         let (state, saving) = (Mutex::new(state), Mutex::new(()));
         Ok(Inner { shared: shared.clone(), hash, size, part, sidecar, state, saving })
@@ -373,15 +388,17 @@ impl Staged {
         Ok(())
     }
 
-    /// Keeps a node of the received tree: the two hashes below the node at place `index` of the
-    /// pre-order outboard (counted in nodes).
-    pub fn put_parent(&self, index: u64, pair: &[u8; 64]) -> Result<(), StagingError> {
-        if self.0.sidecar.put(index, pair).map_err(|e| self.full_or(e))? {
-            lock(&self.0.state).uncounted += pair.len() as u64;
-            Ok(())
-        } else {
-            let start = index.saturating_mul(64);
-            Err(StagingError::OutOfRange { hash: self.0.hash, start, end: start.saturating_add(64) })
+    /// Keeps nodes of the received tree. None of them when there is no node with one of the indices.
+    pub fn put_parents(&self, pairs: &[Pair]) -> Result<(), StagingError> {
+        match self.0.sidecar.put(pairs).map_err(|e| self.full_or(e))? {
+            Ok(()) => {
+                lock(&self.0.state).uncounted += pairs.iter().map(|p| p.1.len() as u64).sum::<u64>();
+                Ok(())
+            }
+            Err(index) => {
+                let start = index.saturating_mul(64);
+                Err(StagingError::OutOfRange { hash: self.0.hash, start, end: start.saturating_add(64) })
+            }
         }
     }
 
@@ -494,7 +511,7 @@ impl Staged {
         if lock(&self.0.state).finished {
             return Ok(());
         }
-        disk::write_all_at(STAGING_FOLDER, &self.0.part, bytes, offset).map_err(|e| self.full_or(e))
+        self.0.part.write(offset, bytes).map_err(|e| self.full_or(e))
     }
 
     fn wrote(&self, range: Range<u64>, received: u64) {

@@ -10,13 +10,14 @@ use std::fs::File;
 use std::io;
 use std::ops::Range;
 use std::os::unix::fs::FileExt;
+use std::sync::Mutex;
 
 use bao_tree::io::outboard::PreOrderOutboard;
 use bao_tree::{BaoTree, ChunkNum, ChunkRanges};
 use sluice_protocol::ids::BlobHash;
 
 use super::groups::bitmap_len;
-use super::tree_name;
+use super::{Pair, lock, tree_name};
 use crate::blobs::GROUPS;
 use crate::disk;
 use crate::durable::Folder;
@@ -28,6 +29,10 @@ const VERSION: u32 = 1;
 const TRAILER_BYTES: u64 = 64;
 const BOOT_AT: usize = 12;
 const BOOT_BYTES_MAX: usize = 48;
+/// Bytes of two hashes.
+const PAIR_BYTES: usize = 64;
+/// Bytes of a tree that are read at once.
+const AHEAD_BYTES: u64 = 256 * 1024;
 
 /// What an earlier run left.
 pub(super) struct Left {
@@ -70,13 +75,18 @@ impl Sidecar {
         self.tree.outboard_size()
     }
 
-    /// Stores a node; `false` when there is none with this index.
-    pub fn put(&self, index: u64, pair: &[u8; 64]) -> io::Result<bool> {
-        let at = index.checked_mul(64).filter(|at| *at < self.tree.outboard_size());
-        match at {
-            Some(at) => disk::write_all_at(ROOM, &self.file, pair, at).map(|()| true),
-            None => Ok(false),
+    /// Stores nodes, those that follow each other in one write. The first index that no node has is the error
+    /// inside, and nothing is written then.
+    pub fn put(&self, pairs: &[Pair]) -> io::Result<Result<(), u64>> {
+        let nodes = self.tree.outboard_size() / PAIR_BYTES as u64;
+        if let Some((index, _)) = pairs.iter().find(|(index, _)| *index >= nodes) {
+            return Ok(Err(*index));
         }
+        for run in pairs.chunk_by(|a, b| a.0 + 1 == b.0) {
+            let bytes: Vec<u8> = run.iter().flat_map(|(_, pair)| *pair).collect();
+            disk::write_all_at(ROOM, &self.file, &bytes, run[0].0 * PAIR_BYTES as u64)?;
+        }
+        Ok(Ok(()))
     }
 
     pub fn write_boot(&self, boot: &str) -> io::Result<()> {
@@ -111,9 +121,14 @@ impl Sidecar {
         disk::sync_data(ROOM, &self.file)
     }
 
-    /// The tree as far as it arrived.
-    pub fn outboard(&self, hash: &BlobHash) -> PreOrderOutboard<&File> {
-        PreOrderOutboard { root: hash.0.into(), tree: self.tree, data: &self.file }
+    /// The tree as far as it arrived, for reading from its beginning to its end.
+    fn outboard(&self, hash: &BlobHash) -> PreOrderOutboard<Ahead<'_>> {
+        PreOrderOutboard { root: hash.0.into(), tree: self.tree, data: self.ahead() }
+    }
+
+    /// The bytes of the tree, for reading from its beginning to its end.
+    pub fn ahead(&self) -> Ahead<'_> {
+        Ahead { file: &self.file, end: self.tree.outboard_size(), held: Mutex::default() }
     }
 
     /// Which bytes of `part` within `ranges` the received tree proves.
@@ -143,14 +158,37 @@ impl Sidecar {
         }
         Ok(next >= self.tree.chunks())
     }
+}
 
-    /// Bytes of the tree.
-    pub fn tree_bytes(&self) -> u64 {
-        self.tree.outboard_size()
+/// A tree that is read from its beginning to its end, some pairs left out: in long pieces.
+pub(super) struct Ahead<'s> {
+    file: &'s File,
+    /// The length of the tree in bytes.
+    end: u64,
+    /// A piece of it, and where that begins.
+    held: Mutex<(u64, Vec<u8>)>,
+}
+
+impl Ahead<'_> {
+    /// Fills `into` from `at` (bytes) on.
+    pub fn read(&self, at: u64, into: &mut [u8]) -> io::Result<()> {
+        let mut held = lock(&self.held);
+        let (start, bytes) = &mut *held;
+        let there = at >= *start && at + into.len() as u64 <= *start + bytes.len() as u64;
+        if !there {
+            bytes.resize(self.end.saturating_sub(at).min(AHEAD_BYTES) as usize, 0);
+            *start = at;
+            self.file.read_exact_at(bytes, at)?;
+        }
+        let from = (at - *start) as usize;
+        into.copy_from_slice(bytes.get(from..from + into.len()).ok_or(io::ErrorKind::UnexpectedEof)?);
+        Ok(())
     }
+}
 
-    /// Reads `into.len()` bytes of the tree at `at`.
-    pub fn read_tree(&self, at: u64, into: &mut [u8]) -> io::Result<()> {
-        self.file.read_exact_at(into, at)
+impl bao_tree::io::sync::ReadAt for Ahead<'_> {
+    fn read_at(&self, at: u64, into: &mut [u8]) -> io::Result<usize> {
+        let len = into.len().min(self.end.saturating_sub(at) as usize);
+        self.read(at, &mut into[..len]).map(|()| len)
     }
 }

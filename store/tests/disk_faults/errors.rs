@@ -98,7 +98,7 @@ fn a_failed_sync_is_not_made_good_by_another_one() {
     let staging = world.staging();
     let staged = staging.start(hash, bytes.len() as u64).unwrap();
     for (i, pair) in tree.chunks(64).enumerate() {
-        staged.put_parent(i as u64, pair.try_into().unwrap()).unwrap();
+        staged.put_parents(&[(i as u64, pair.try_into().unwrap())]).unwrap();
     }
     staged.write_leaf(0, &bytes[..LEAF]).unwrap();
     staged.checkpoint().unwrap();

@@ -73,7 +73,7 @@ fn fill(staging: &Staging, bytes: &[u8]) -> Result<(), StagingError> {
     let (hash, tree) = tree_to_send(bytes);
     let staged = staging.start(hash, bytes.len() as u64)?;
     for (i, pair) in tree.chunks(64).enumerate() {
-        staged.put_parent(i as u64, pair.try_into().unwrap())?;
+        staged.put_parents(&[(i as u64, pair.try_into().unwrap())])?;
     }
     for range in staged.missing(0..u64::MAX) {
         let mut at = range.start as usize;
