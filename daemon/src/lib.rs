@@ -17,6 +17,7 @@ pub mod home;
 pub mod jobs;
 pub mod journal;
 pub mod lanes;
+pub mod memory;
 pub mod news;
 pub mod node;
 pub mod pairing;

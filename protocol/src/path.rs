@@ -119,6 +119,10 @@ fn is_drive(name: &str) -> bool {
 /// Whether some file system takes the name for [`OWN_FOLDER`]: another case, dots or blanks at the
 /// end, a stream of it, characters that are ignored in names, the long s, or its short name.
 fn is_own_folder(name: &str) -> bool {
+    // Nearly every name: nothing in it is folded or ignored, and it begins like none of these.
+    if name.is_ascii() && !name.starts_with(['.', 's', 'S']) {
+        return false;
+    }
     let name = name.split(':').next().unwrap_or(name);
     let folded: String = name.chars().filter(|c| !is_ignorable(*c)).map(fold).collect();
     let folded = folded.trim_end_matches(['.', ' ']);
@@ -167,10 +171,10 @@ fn is_reserved(stem: &str) -> bool {
     if DEVICES.iter().any(|d| stem.eq_ignore_ascii_case(d)) {
         return true;
     }
-    let mut chars = stem.chars();
-    let head: String = chars.by_ref().take(3).collect();
-    let port = matches!(chars.next(), Some('0'..='9' | '¹' | '²' | '³')) && chars.next().is_none();
-    port && (head.eq_ignore_ascii_case("COM") || head.eq_ignore_ascii_case("LPT"))
+    let Some((head, port)) = stem.split_at_checked(3) else { return false };
+    let mut port = port.chars();
+    let one = matches!(port.next(), Some('0'..='9' | '¹' | '²' | '³')) && port.next().is_none();
+    one && (head.eq_ignore_ascii_case("COM") || head.eq_ignore_ascii_case("LPT"))
 }
 
 impl fmt::Display for LakePath {

@@ -22,6 +22,7 @@ use super::output::clean;
 use super::{Ended, Result, log, notify};
 use crate::config::Config;
 use crate::home::Home;
+use crate::memory;
 use crate::node::SiteNode;
 
 /// How long work in progress may take to come to a safe place.
@@ -49,6 +50,7 @@ impl Up {
             // Fails only when the pool was used before, which nothing has done yet.
             let _ = rayon::ThreadPoolBuilder::new().num_threads(config.scan.threads as usize).build_global();
         }
+        memory::share_heaps();
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .enable_all()
             .build()
