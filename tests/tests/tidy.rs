@@ -4,6 +4,8 @@ use std::path::{Path, PathBuf};
 
 /// STYLE, habit 13.
 const FILE_LINES_MAX: usize = 600;
+/// The one file with unsafe code: vector instructions.
+const UNSAFE_FILE: &str = "indexer/embed/src/simd.rs";
 const CRATES: [&str; 6] = ["protocol", "store", "indexer", "web", "daemon", "tests"];
 
 fn workspace() -> PathBuf {
@@ -36,7 +38,8 @@ fn complaints(path: &Path, text: &str) -> Vec<String> {
     }
     // In parts, so that this file does not complain about itself.
     for word in [concat!("FIX", "ME"), concat!("XX", "X "), concat!("unsafe", " {")] {
-        if text.contains(word) {
+        let allowed = word.starts_with("unsafe") && path.ends_with(UNSAFE_FILE);
+        if text.contains(word) && !allowed {
             found.push(format!("holds `{word}`"));
         }
     }
