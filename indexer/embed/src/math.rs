@@ -1,0 +1,102 @@
+//! What is done to a row between two matrix products, in loops that the compiler turns into vector instructions.
+//!
+//! Invariant: every sum is taken in sixteen lanes of fixed places, so a row's result depends on that row alone.
+
+use crate::simd::{LANES, Simd};
+
+/// The sum of `f` over a row.
+#[inline(always)]
+pub fn sum(row: &[f32], f: impl Fn(f32) -> f32) -> f32 {
+    let mut lanes = [0f32; LANES];
+    let (parts, rest) = row.as_chunks::<LANES>();
+    for part in parts {
+        for l in 0..LANES {
+            lanes[l] += f(part[l]);
+        }
+    }
+    let mut width = LANES;
+    while width > 1 {
+        width /= 2;
+        for l in 0..width {
+            lanes[l] += lanes[l + width];
+        }
+    }
+    rest.iter().fold(lanes[0], |sum, &x| sum + f(x))
+}
+
+/// The largest number of a row; negative infinity for an empty one.
+#[inline(always)]
+pub fn max(row: &[f32]) -> f32 {
+    let larger = |a: f32, b: f32| if a > b { a } else { b };
+    let mut lanes = [f32::NEG_INFINITY; LANES];
+    let (parts, rest) = row.as_chunks::<LANES>();
+    for part in parts {
+        for l in 0..LANES {
+            lanes[l] = larger(part[l], lanes[l]);
+        }
+    }
+    lanes.into_iter().chain(rest.iter().copied()).fold(f32::NEG_INFINITY, larger)
+}
+
+/// Row becomes `(row - mean) / sqrt(variance + epsilon) * gain + shift`.
+#[inline(always)]
+pub fn normalize<S: Simd>(simd: S, row: &mut [f32], gain: &[f32], shift: &[f32], epsilon: f32) {
+    let count = row.len() as f32;
+    let mean = sum(row, |x| x) / count;
+    let variance = sum(row, |x| (x - mean) * (x - mean)) / count;
+    let scale = 1.0 / (variance + epsilon).sqrt();
+    for ((x, gain), shift) in row.iter_mut().zip(gain).zip(shift) {
+        *x = simd.fma((*x - mean) * scale, *gain, *shift);
+    }
+}
+
+/// `e` to the power of `x`, for `x` of at most zero; 2 units in the last place.
+#[inline(always)]
+fn exp<S: Simd>(simd: S, x: f32) -> f32 {
+    // Adding and taking away 1.5 * 2^23 rounds to a whole number.
+    const ROUND: f32 = 12_582_912.0;
+    let x = if x < -87.0 { -87.0 } else { x };
+    let shifted = simd.fma(x, std::f32::consts::LOG2_E, ROUND);
+    let n = shifted - ROUND;
+    // ln 2 in two parts, the first with so few bits that its product with n is exact.
+    let r = simd.fma(n, -355.0 / 512.0, x);
+    let r = simd.fma(n, 2.121_944_4e-4, r);
+    let mut p = 1.0 / 5040.0;
+    for c in [1.0 / 720.0, 1.0 / 120.0, 1.0 / 24.0, 1.0 / 6.0, 0.5, 1.0, 1.0] {
+        p = simd.fma(p, r, c);
+    }
+    // The low bits of `shifted` are n, and no others are left after the shift.
+    p * f32::from_bits(shifted.to_bits().wrapping_add(127) << 23)
+}
+
+/// Row becomes its softmax after each number was multiplied by `scale`.
+#[inline(always)]
+pub fn softmax<S: Simd>(simd: S, row: &mut [f32], scale: f32) {
+    let top = max(row);
+    for x in row.iter_mut() {
+        *x = exp(simd, (*x - top) * scale);
+    }
+    let inverse = 1.0 / sum(row, |x| x);
+    for x in row {
+        *x *= inverse;
+    }
+}
+
+/// Each number becomes `x * P(normal < x)`: the exact GELU, with an error function that is within 5e-7.
+#[inline(always)]
+pub fn gelu<S: Simd>(simd: S, row: &mut [f32]) {
+    // A quotient of polynomials in z², fitted to erf(z) / z for |z| <= 3.93, where erf is 1 to the last bit of a float.
+    const ABOVE: [f32; 6] = [2.027_041_9e-6, 2.875_025e-4, 3.884_188_8e-3, 5.310_782_1e-2, 1.931_777_5e-1, 1.128_379];
+    const BELOW: [f32; 6] = [3.799_251_2e-5, 1.191_352_3e-3, 1.520_414_7e-2, 1.152_489_6e-1, 5.045_308_7e-1, 1.0];
+    for x in row {
+        let z = (*x * std::f32::consts::FRAC_1_SQRT_2).clamp(-3.93, 3.93);
+        let t = z * z;
+        let (mut above, mut below) = (ABOVE[0], BELOW[0]);
+        for i in 1..6 {
+            above = simd.fma(above, t, ABOVE[i]);
+            below = simd.fma(below, t, BELOW[i]);
+        }
+        let half = 0.5 * *x;
+        *x = simd.fma(half, z * above / below, half);
+    }
+}
