@@ -51,7 +51,7 @@ pub struct Vectors {
 
 impl Vectors {
     /// The vectors one by one.
-    pub fn rows(&self) -> impl ExactSizeIterator<Item = &[f32]> {
+    pub fn rows(&self) -> impl ExactSizeIterator<Item = &[f32]> + DoubleEndedIterator {
         self.data.chunks_exact(self.dim)
     }
 }

@@ -35,7 +35,17 @@ pub fn max(row: &[f32]) -> f32 {
             lanes[l] = larger(part[l], lanes[l]);
         }
     }
-    lanes.into_iter().chain(rest.iter().copied()).fold(f32::NEG_INFINITY, larger)
+    for (lane, x) in lanes.iter_mut().zip(rest) {
+        *lane = larger(*x, *lane);
+    }
+    let mut width = LANES;
+    while width > 1 {
+        width /= 2;
+        for l in 0..width {
+            lanes[l] = larger(lanes[l + width], lanes[l]);
+        }
+    }
+    lanes[0]
 }
 
 /// Row becomes `(row - mean) / sqrt(variance + epsilon) * gain + shift`.
@@ -98,5 +108,73 @@ pub fn gelu<S: Simd>(simd: S, row: &mut [f32]) {
         }
         let half = 0.5 * *x;
         *x = simd.fma(half, z * above / below, half);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::simd::{Isa, Portable, Work};
+
+    /// The exact GELU by a series, in 64 bits.
+    fn exact_gelu(x: f64) -> f64 {
+        let z = x / std::f64::consts::SQRT_2;
+        let (mut term, mut sum) = (z, z);
+        for n in 1..200 {
+            term *= -z * z / f64::from(n);
+            sum += term / f64::from(2 * n + 1);
+        }
+        0.5 * x * (1.0 + sum * 2.0 / std::f64::consts::PI.sqrt())
+    }
+
+    struct Gelu<'a>(&'a mut [f32]);
+
+    impl Work for Gelu<'_> {
+        type Out = ();
+
+        #[inline(always)]
+        fn run<S: Simd>(self, simd: S) {
+            gelu(simd, self.0);
+        }
+    }
+
+    #[test]
+    fn gelu_is_the_exact_one() {
+        let inputs: Vec<f32> = (-600..=600).map(|i| i as f32 / 100.0).chain([-100.0, 100.0, 0.0]).collect();
+        for isa in Isa::all() {
+            let mut found = inputs.clone();
+            isa.run(Gelu(&mut found));
+            for (x, y) in inputs.iter().zip(found) {
+                let expected = if x.abs() > 50.0 { f64::from(x.max(0.0)) } else { exact_gelu(f64::from(*x)) };
+                let error = (f64::from(y) - expected).abs();
+                assert!(error < 2e-6 * f64::from(x.abs()).max(1.0), "{isa:?}: gelu({x}) is {y}, not {expected}");
+            }
+        }
+    }
+
+    #[test]
+    fn exp_is_within_two_units() {
+        for i in 0..87_000 {
+            let x = -(i as f32) / 1000.0;
+            let (found, expected) = (f64::from(exp(Portable, x)), f64::from(x).exp());
+            assert!((found / expected - 1.0).abs() < 4e-7, "exp({x}) is {found}, not {expected}");
+        }
+        assert!(exp(Portable, f32::NEG_INFINITY) < 1e-37);
+    }
+
+    #[test]
+    fn rows_of_any_length_are_summed() {
+        for length in 0..70 {
+            let row: Vec<f32> = (0..length).map(|i| i as f32).collect();
+            assert_eq!(sum(&row, |x| x), (length * (length - 1).max(0) / 2) as f32);
+            assert_eq!(max(&row), if length == 0 { f32::NEG_INFINITY } else { (length - 1) as f32 });
+        }
+    }
+
+    #[test]
+    fn softmax_sums_to_one() {
+        let mut row: Vec<f32> = (0..37).map(|i| i as f32 * 3.0 - 50.0).collect();
+        softmax(Portable, &mut row, 0.5);
+        assert!((sum(&row, |x| x) - 1.0).abs() < 1e-6 && row.windows(2).all(|w| w[0] < w[1]));
     }
 }

@@ -189,3 +189,113 @@ impl Panels {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::simd::{Isa, Work};
+
+    fn floats(count: usize, seed: u32) -> Vec<f32> {
+        let mut x = seed;
+        let mut next = || {
+            x = x.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+            (x >> 8) as f32 / 8_388_608.0 - 1.0
+        };
+        (0..count).map(|_| next()).collect()
+    }
+
+    struct Multiply<'a>(&'a Matrix, &'a [f32], &'a [f32]);
+
+    impl Work for Multiply<'_> {
+        type Out = Vec<f32>;
+
+        #[inline(always)]
+        fn run<S: Simd>(self, simd: S) -> Vec<f32> {
+            let Self(matrix, rows, bias) = self;
+            let mut room = Vec::new();
+            let mut to = vec![0.0; rows.len() / matrix.inputs * matrix.outputs];
+            matrix.multiply(simd, matrix.encode_rows(rows, &mut room), bias, &mut to);
+            to
+        }
+    }
+
+    struct MultiplyPanels<'a>(&'a Panels, &'a [f32], usize);
+
+    impl Work for MultiplyPanels<'_> {
+        type Out = Vec<f32>;
+
+        #[inline(always)]
+        fn run<S: Simd>(self, simd: S) -> Vec<f32> {
+            let Self(panels, row, columns) = self;
+            let mut to = vec![0.0; columns];
+            panels.multiply(simd, [simd::words(row); ROWS], |at, count, tile| {
+                assert!(tile.iter().all(|r| r[..count] == tile[0][..count]));
+                to[at..at + count].copy_from_slice(&tile[0][..count]);
+            });
+            to
+        }
+    }
+
+    /// A number as bfloat16 holds it.
+    fn rounded(precision: Precision, x: f32) -> f64 {
+        f64::from(if precision == Precision::Bf16 { f32::from_bits(bf16(x) << 16) } else { x })
+    }
+
+    #[test]
+    fn every_set_of_instructions_multiplies() {
+        for (rows, inputs, outputs) in
+            [(1, 1, 1), (6, 16, 64), (7, 33, 65), (13, 384, 130), (2, 127, 191), (20, 64, 16)]
+        {
+            let (a, weights, bias) = (floats(rows * inputs, 1), floats(outputs * inputs, 2), floats(outputs, 3));
+            for (isa, precision) in
+                Isa::all().into_iter().flat_map(|isa| [(isa, Precision::F32), (isa, Precision::Bf16)])
+            {
+                let found = isa.run(Multiply(&Matrix::new(precision, &[&weights], inputs), &a, &bias));
+                for (at, x) in found.iter().enumerate() {
+                    let (row, column) = (at / outputs, at % outputs);
+                    let pairs = a[row * inputs..][..inputs].iter().zip(&weights[column * inputs..]);
+                    let exact: f64 = pairs.map(|(x, y)| rounded(precision, *x) * rounded(precision, *y)).sum();
+                    let error = (f64::from(*x) - exact - f64::from(bias[column])).abs();
+                    assert!(
+                        error < 1e-5 * (1.0 + (inputs as f64).sqrt()),
+                        "{isa:?} {precision:?} {rows} {inputs} {outputs}: {error}"
+                    );
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn panels_multiply_by_rows_and_by_columns() {
+        for (inputs, columns) in [(1, 1), (32, 17), (20, 48), (64, 64), (31, 65), (16, 200)] {
+            let (row, weights) = (floats(inputs, 4), floats(inputs * columns, 5));
+            let (mut by_column, mut by_row) = (Panels::default(), Panels::default());
+            by_column.clear(inputs, columns);
+            by_row.clear(inputs, columns);
+            for (at, column) in weights.chunks_exact(inputs).enumerate() {
+                by_column.set_column(at, column);
+            }
+            for at in 0..inputs {
+                let values: Vec<f32> = weights.chunks_exact(inputs).map(|column| column[at]).collect();
+                by_row.set_row(at, &values);
+            }
+            for isa in Isa::all() {
+                let found = isa.run(MultiplyPanels(&by_column, &row, columns));
+                assert_eq!(found, isa.run(MultiplyPanels(&by_row, &row, columns)));
+                for (x, column) in found.iter().zip(weights.chunks_exact(inputs)) {
+                    let exact: f64 = row.iter().zip(column).map(|(x, y)| f64::from(*x) * f64::from(*y)).sum();
+                    assert!((f64::from(*x) - exact).abs() < 1e-5, "{isa:?} {inputs} {columns}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn bfloat16_is_rounded_to_even() {
+        for (bits, expected) in
+            [(0x3f80_8000, 0x3f80), (0x3f81_8000, 0x3f82), (0x3f80_8001, 0x3f81), (0xbf80_7fff, 0xbf80)]
+        {
+            assert_eq!(bf16(f32::from_bits(bits)), expected, "{bits:#x}");
+        }
+    }
+}

@@ -5,7 +5,7 @@
 
 use std::path::PathBuf;
 
-use tokenizers::{Tokenizer, TruncationParams};
+use tokenizers::{PostProcessor, Tokenizer, TruncationDirection};
 
 use crate::error::{Error, Result};
 use crate::layout::{Folder, Layout};
@@ -40,8 +40,7 @@ impl Tokens {
         let bad = |e: tokenizers::Error| Error::Tokenizer { file: file.clone(), why: e.to_string() };
         let mut tokenizer = Tokenizer::from_bytes(&bytes).map_err(bad)?;
         tokenizer.with_padding(None);
-        let truncation = TruncationParams { max_length: layout.max_tokens, ..TruncationParams::default() };
-        tokenizer.with_truncation(Some(truncation)).map_err(bad)?;
+        tokenizer.with_truncation(None).map_err(bad)?;
         let (vocabulary, max_tokens, lowercase) = (layout.vocabulary, layout.max_tokens, layout.lowercase);
         let largest = tokenizer.get_vocab(true).into_values().max().unwrap_or(0) as usize;
         if largest >= vocabulary {
@@ -65,14 +64,19 @@ impl Tokens {
             input = input.to_lowercase().into();
         }
         let bad = |why: String| Error::Tokenizer { file: self.file.clone(), why };
-        let encoding = self.tokenizer.encode_fast(&*input, true).map_err(|e| bad(format!("text {index}: {e}")))?;
+        let failed = |e: tokenizers::Error| bad(format!("text {index}: {e}"));
+        let mut encoding = self.tokenizer.encode_fast(&*input, false).map_err(failed)?;
+        let special = self.tokenizer.get_post_processor().map_or(0, |p| p.added_tokens(false));
+        let whole = encoding.len() + special;
+        if whole > self.max_tokens {
+            encoding.truncate(self.max_tokens.saturating_sub(special), 0, TruncationDirection::Right);
+        }
+        let encoding = self.tokenizer.post_process(encoding, None, true).map_err(failed)?;
         let ids = encoding.get_ids().to_vec();
         if ids.is_empty() || ids.len() > self.max_tokens || ids.iter().any(|&id| id as usize >= self.vocabulary) {
             return Err(bad(format!("text {index} became {} tokens that the encoder cannot take", ids.len())));
         }
-        let special: usize = encoding.get_special_tokens_mask().iter().map(|&s| s as usize).sum();
-        let rest = encoding.get_overflowing().iter().map(|part| part.len().saturating_sub(special));
-        Ok(Encoded { whole: ids.len() + rest.sum::<usize>(), ids })
+        Ok(Encoded { whole: whole.max(ids.len()), ids })
     }
 
     /// How many tokens a prompt takes at the front of a text, the closing special token not counted.
