@@ -91,8 +91,7 @@ impl Encoder {
         let width = self.hidden;
         let spans = spans(texts);
         let count = spans.last().map_or(0, |s| s.end);
-        // A small batch is cut finer, so that every thread has some of it.
-        let block = BLOCK_ROWS.min(count.div_ceil(rayon::current_num_threads() * ROWS).max(1) * ROWS);
+        let block = block_rows(count, rayon::current_num_threads());
         let Buffers { rows, qkv, rooms } = buffers;
         rows.resize(count * width, 0.0);
         qkv.resize(count * width * 3, 0.0);
@@ -114,6 +113,12 @@ impl Encoder {
             });
         }
     }
+}
+
+/// Rows in a block: whole tiles, and so many that every thread gets as many blocks as the others.
+fn block_rows(rows: usize, threads: usize) -> usize {
+    let blocks = threads * rows.div_ceil(threads * BLOCK_ROWS).max(1);
+    rows.div_ceil(blocks).max(1).next_multiple_of(ROWS)
 }
 
 /// Where each text's rows lie.
@@ -287,5 +292,22 @@ fn attend<S: Simd>(
                 context[to..to + columns].copy_from_slice(&tile[..columns]);
             }
         });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn blocks_are_shared_evenly() {
+        for (rows, threads, expected) in [(1, 2, 6), (12, 2, 6), (13, 2, 12), (96, 1, 96), (1024, 2, 90), (4096, 1, 96)]
+        {
+            assert_eq!(block_rows(rows, threads), expected, "{rows} rows, {threads} threads");
+        }
+        for rows in 1..5000 {
+            let block = block_rows(rows, 4);
+            assert!(block.is_multiple_of(ROWS) && block <= BLOCK_ROWS, "{rows}");
+        }
     }
 }
