@@ -123,18 +123,57 @@ impl Peer {
         writer: &mut Writer,
         stats: &mut FetchStats,
     ) -> Result<(), FetchError> {
-        if let Some(mut get) = self.over_tls(hash).await {
-            match get.ranges(size, ranges, writer, stats).await {
-                Err(e) if is_fault_of_lane(&e) => {}
-                done => return done,
-            }
+        if let Some(done) = self.ranges_over_tls(hash, size, ranges, writer, stats).await {
+            return done;
         }
-        // Those that arrived over tls and were proved are not asked for again.
+        // What arrived and was proved is not asked for again, whichever lane goes on.
         let rest = rest_of(ranges, writer.reached());
         if rest.is_empty() {
             return Ok(());
         }
-        self.over_quic(hash).await?.ranges(size, &rest, writer, stats).await
+        let mut get = self.over_quic(hash).await?;
+        let done = tokio::select! {
+            done = get.ranges(size, &rest, writer, stats) => Some(done),
+            () = self.tls_comes_up() => None,
+        };
+        if let Some(done) = done {
+            return done;
+        }
+        drop(get);
+        let rest = rest_of(ranges, writer.reached());
+        tracing::debug!(site = %self.site().short(), "tls came up: the rest of a request moves over");
+        if let Some(done) = self.ranges_over_tls(hash, size, &rest, writer, stats).await {
+            return done;
+        }
+        match rest_of(ranges, writer.reached()) {
+            rest if rest.is_empty() => Ok(()),
+            rest => self.over_quic(hash).await?.ranges(size, &rest, writer, stats).await,
+        }
+    }
+
+    /// None where the tls lane is not to be had, or gave out on the way.
+    async fn ranges_over_tls(
+        &self,
+        hash: BlobHash,
+        size: u64,
+        ranges: &[Range<u64>],
+        writer: &mut Writer,
+        stats: &mut FetchStats,
+    ) -> Option<Result<(), FetchError>> {
+        let mut get = self.over_tls(hash).await?;
+        match get.ranges(size, ranges, writer, stats).await {
+            Err(e) if is_fault_of_lane(&e) => None,
+            done => Some(done),
+        }
+    }
+
+    /// Waits until the tls lane goes that did not go when it was asked for: on a far line that loses packets its
+    /// first connection may take seconds, and quic the hundredfold for what is left then. Never, where bulk data does not take it.
+    async fn tls_comes_up(&self) {
+        if !self.has_bulk() {
+            return std::future::pending().await;
+        }
+        self.tls().standing().comes_up().await;
     }
 
     /// Fetches a whole blob of unknown size, up to `max` bytes.

@@ -8,6 +8,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use sluice_protocol::ids::SiteId;
+use tokio::sync::watch;
 
 use super::{QUIC, TLS, limits};
 
@@ -30,14 +31,16 @@ impl Standings {
 
 /// The standing of the lanes to one site.
 #[derive(Default)]
-pub(super) struct Standing(Mutex<State>);
+pub(super) struct Standing {
+    state: Mutex<State>,
+    /// Whether tls went at least once, so that it is worth waiting for.
+    proved: watch::Sender<bool>,
+}
 
 #[derive(Default)]
 struct State {
     /// The tls lane did not go; it is not tried again before a while has passed.
     down: Option<(Instant, String)>,
-    /// It went at least once, so that it is worth waiting for.
-    proved: bool,
     /// Whether there was an address for it when it was last looked at.
     offered: bool,
     tls: Meter,
@@ -73,7 +76,7 @@ pub struct LaneStanding {
 impl Standing {
     /// Whether tls is to be tried now, given that there is an address for it or not.
     pub fn tries_tls(&self, offered: bool) -> bool {
-        let mut state = lock(&self.0);
+        let mut state = lock(&self.state);
         state.offered = offered;
         let over = state.down.as_ref().is_some_and(|(since, _)| since.elapsed() > limits::TLS_DOWN);
         if over {
@@ -84,26 +87,32 @@ impl Standing {
 
     /// Whether tls went before, so that it is worth waiting for.
     pub fn is_proved(&self) -> bool {
-        lock(&self.0).proved
+        *self.proved.borrow()
     }
 
     pub fn proved(&self) {
-        lock(&self.0).proved = true;
+        self.proved.send_replace(true);
+    }
+
+    /// Waits until it goes.
+    pub async fn comes_up(&self) {
+        // The sender is ours, so it does not go away.
+        let _ = self.proved.subscribe().wait_for(|proved| *proved).await;
     }
 
     /// The tls lane did not carry an exchange to its end; `true` when that is news.
     pub fn failed(&self, why: &str) -> bool {
-        let mut state = lock(&self.0);
+        let mut state = lock(&self.state);
         let news = state.down.is_none();
         state.down = Some((Instant::now(), why.to_owned()));
         // The next try has to show itself first, like the very first.
-        state.proved = false;
+        self.proved.send_replace(false);
         news
     }
 
     /// `bytes` of blobs came over `lane` in a request that began at `since`.
     pub fn moved(&self, lane: &'static str, bytes: u64, since: Instant) {
-        let mut state = lock(&self.0);
+        let mut state = lock(&self.state);
         let meter = if lane == TLS { &mut state.tls } else { &mut state.quic };
         let now = Instant::now();
         meter.total += bytes;
@@ -117,13 +126,13 @@ impl Standing {
 
     /// Compression spared the line so many bytes.
     pub fn saved(&self, bytes: u64) {
-        lock(&self.0).saved += bytes;
+        lock(&self.state).saved += bytes;
     }
 
     pub fn told(&self) -> LaneStanding {
-        let state = lock(&self.0);
+        let state = lock(&self.state);
         let down = state.down.as_ref().filter(|(since, _)| since.elapsed() <= limits::TLS_DOWN);
-        let (bulk, why) = match (state.offered, down, state.proved) {
+        let (bulk, why) = match (state.offered, down, self.is_proved()) {
             (false, _, _) => (QUIC, "the tls lane is not open at both sites".to_owned()),
             (true, Some((since, why)), _) => {
                 let left = limits::TLS_DOWN.saturating_sub(since.elapsed()).as_secs();

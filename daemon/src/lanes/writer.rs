@@ -85,8 +85,10 @@ impl Writer {
     }
 
     async fn settle(&mut self) -> Result<(), FetchError> {
-        let Some(writing) = self.writing.take() else { return Ok(()) };
+        let Some(writing) = &mut self.writing else { return Ok(()) };
+        // Forgotten only when it is over: whoever waits here may be told not to, and go on later.
         let written = writing.await.unwrap_or_else(|e| Err(std::io::Error::other(e)));
+        self.writing = None;
         written.map_err(|source| FetchError::Sink { hash: self.hash, source })
     }
 

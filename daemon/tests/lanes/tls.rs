@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use sluice_daemon::lanes::{FetchError, LaneError, Peer, QuicConfig, QuicLane};
+use sluice_daemon::lanes::{Caps, FetchError, LaneError, Peer, QuicConfig, QuicLane};
 use sluice_protocol::ids::BlobHash;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
@@ -168,6 +168,41 @@ async fn a_transfer_that_is_cut_goes_on_over_quic_with_what_is_missing() {
     // The lane failed: it is left alone for a while.
     assert_eq!(fetch(&peer, hash, 16 * MIB).await.1.unwrap(), (16 * MIB, 0));
     assert_eq!(cuts.load(Ordering::SeqCst), 1);
+}
+
+/// Passes TCP on to `to`, but takes its time before it begins.
+async fn late(to: SocketAddr, by: Duration) -> SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    tokio::spawn(async move {
+        while let Ok((mut near, _)) = listener.accept().await {
+            tokio::spawn(async move {
+                tokio::time::sleep(by).await;
+                let mut far = TcpStream::connect(to).await.unwrap();
+                let _ = tokio::io::copy_bidirectional(&mut near, &mut far).await;
+            });
+        }
+    });
+    address
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_quic_began_moves_over_when_tls_comes_up() {
+    let host = Double::knowing(&[site(2)]);
+    let data = bytes(8 << 20, 7);
+    let hash = host.holds(&data);
+    // Two megabytes a second, so that quic is far from done by then.
+    let caps = Caps { mbps_per_peer: 16, ..Caps::default() };
+    let a = QuicLane::bind(QuicConfig { caps, ..config(1) }).await.unwrap();
+    a.serve(host.clone()).unwrap();
+    let b = lane(2).await;
+    let address = late(tls_of(&a)[0], Duration::from_secs(2)).await;
+    let peer = b.peer_with_tls(a.site(), &loopback(&a), &[address]);
+    let (sink, moved) = fetch(&peer, hash, 8 * MIB).await;
+    let (payload, over_tls) = moved.unwrap();
+    assert!(sink.data() == data && sink.pairs() == outboard(&data));
+    assert!(over_tls > MIB && over_tls < 8 * MIB, "{over_tls} bytes came over tls");
+    assert!(payload < 9 * MIB, "{payload} bytes: what had come was asked for again");
 }
 
 #[tokio::test(flavor = "multi_thread")]
