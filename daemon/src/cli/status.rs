@@ -68,6 +68,7 @@ fn text(status: &api::Status, now_ms: u64) -> String {
         mib(status.moved_bytes_total),
         mib(status.reused_bytes_total)
     ));
+    part(status.caps.iter().map(|cap| format!("capped at {}\n", clean(cap))).collect());
     part(alerts(&status.alerts, now_ms));
     out
 }

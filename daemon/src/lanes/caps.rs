@@ -4,6 +4,7 @@
 //! are never held back: a site whose line is full of data still answers.
 
 use std::collections::HashMap;
+use std::fmt;
 use std::str::FromStr;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -48,6 +49,13 @@ impl Hours {
     }
 }
 
+impl fmt::Display for Hours {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let time = |minute: u32| format!("{:02}:{:02}", minute / 60, minute % 60);
+        write!(f, "{}-{} {}", time(self.from), time(self.to), self.mbps)
+    }
+}
+
 impl FromStr for Hours {
     type Err = String;
 
@@ -76,11 +84,29 @@ impl Caps {
     }
 
     fn now(&self) -> Option<u64> {
+        self.at(self.minute())
+    }
+
+    /// The minute of the day, where that makes a difference.
+    fn minute(&self) -> u32 {
         if self.hours.is_empty() {
-            return self.at(0);
+            return 0;
         }
         let time = jiff::Zoned::now().time();
-        self.at(u32::from(time.hour().unsigned_abs()) * 60 + u32::from(time.minute().unsigned_abs()))
+        u32::from(time.hour().unsigned_abs()) * 60 + u32::from(time.minute().unsigned_abs())
+    }
+
+    /// What holds bulk data back now, in words.
+    pub fn in_words(&self) -> Vec<String> {
+        self.in_words_at(self.minute())
+    }
+
+    fn in_words_at(&self, minute: u32) -> Vec<String> {
+        let hours = self.hours.iter().find(|h| h.holds(minute));
+        let by = hours.map_or("limits.max_mbps".into(), |h| format!("limits.hours \"{h}\""));
+        let all = self.at(minute).map(|rate| format!("{} Mbit/s each way for all peers together ({by})", rate / MBPS));
+        let each = self.of_peer().map(|rate| format!("{} Mbit/s for each peer (limits.max_mbps_per_peer)", rate / MBPS));
+        all.into_iter().chain(each).collect()
     }
 
     fn of_peer(&self) -> Option<u64> {
@@ -186,6 +212,18 @@ mod tests {
         let at = |hours: u32, minutes: u32| caps.at(hours * 60 + minutes).map(|rate| rate / MBPS);
         assert_eq!((at(7, 59), at(8, 0), at(17, 59), at(18, 0)), (Some(100), Some(50), Some(50), Some(100)));
         assert_eq!((at(22, 29), at(22, 30), at(23, 30), at(5, 59), at(6, 0)), (Some(100), None, None, None, Some(100)));
+        let capped = Caps { mbps_per_peer: 3, ..caps };
+        let words = capped.in_words_at(9 * 60);
+        assert_eq!(
+            words,
+            [
+                "50 Mbit/s each way for all peers together (limits.hours \"08:00-18:00 50\")",
+                "3 Mbit/s for each peer (limits.max_mbps_per_peer)"
+            ]
+        );
+        assert_eq!(capped.in_words_at(23 * 60), words[1..], "no cap by the hour, one for each peer");
+        assert!(capped.in_words_at(7 * 60)[0].contains("100 Mbit/s each way for all peers together (limits.max_mbps)"));
+        assert!(Caps::default().in_words().is_empty());
         for wrong in [
             "",
             "8-18 50",

@@ -36,6 +36,7 @@ impl SiteNode {
             moved_bytes_total: reader.counter(MOVED_TOTAL).or_explain()?,
             reused_bytes_total: reader.counter(REUSED_TOTAL).or_explain()?,
             served_bytes_total: self.host.served_bytes(),
+            caps: self.site.config.limits.caps().in_words(),
             alerts: self.alerts(&reader)?,
         })
     }

@@ -63,6 +63,9 @@ pub struct Status {
     /// Bytes handed to the network for peers since the daemon started, hash trees included.
     #[serde(default)]
     pub served_bytes_total: u64,
+    /// The caps that hold bulk data back now, in words.
+    #[serde(default)]
+    pub caps: Vec<String>,
     /// Newest last: things a person should know.
     pub alerts: Vec<Alert>,
 }
