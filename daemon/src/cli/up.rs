@@ -42,6 +42,7 @@ pub(super) struct Up {
 
 impl Up {
     pub(super) fn run(self, context: &Context) -> Result<Ended> {
+        memory::share_heaps();
         let home = Home::open(&context.home, context.allow_volatile)?;
         let config = Config::load(&home.config_path())?;
         let home = home.locked()?;
@@ -50,7 +51,6 @@ impl Up {
             // Fails only when the pool was used before, which nothing has done yet.
             let _ = rayon::ThreadPoolBuilder::new().num_threads(config.scan.threads as usize).build_global();
         }
-        memory::share_heaps();
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .enable_all()
             .build()

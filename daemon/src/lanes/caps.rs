@@ -105,7 +105,8 @@ impl Caps {
         let hours = self.hours.iter().find(|h| h.holds(minute));
         let by = hours.map_or("limits.max_mbps".into(), |h| format!("limits.hours \"{h}\""));
         let all = self.at(minute).map(|rate| format!("{} Mbit/s each way for all peers together ({by})", rate / MBPS));
-        let each = self.of_peer().map(|rate| format!("{} Mbit/s for each peer (limits.max_mbps_per_peer)", rate / MBPS));
+        let each =
+            self.of_peer().map(|rate| format!("{} Mbit/s for each peer (limits.max_mbps_per_peer)", rate / MBPS));
         all.into_iter().chain(each).collect()
     }
 

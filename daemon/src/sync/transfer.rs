@@ -19,7 +19,9 @@ use sluice_protocol::plan::{BlobPlan, Rung};
 use sluice_store::blobs::open_blob;
 use sluice_store::catalog::{Catalog, CatalogError, Lookup};
 use sluice_store::lake::{Lake, Place};
-use sluice_store::staging::{CHECKPOINT_BYTES, CHECKPOINT_MS, MOVED_TOTAL, Staged, Staging, StagingError};
+use sluice_store::staging::{
+    CHECKPOINT_BYTES, CHECKPOINT_MS, MOVED_TOTAL, SMALL_BYTES_MAX, Staged, Staging, StagingError,
+};
 use sluice_store::watch::Watch;
 use tokio_util::task::AbortOnDropHandle;
 
@@ -29,9 +31,7 @@ use super::work::{self, Done, Work};
 use super::{SyncError, blocking};
 use crate::sync::shares::Shares;
 
-/// Blobs up to this size are fetched whole, many in one request, and stored many in one transaction.
-const SMALL_BYTES_MAX: u64 = 256 * 1024;
-/// Most bytes and most blobs of one such request.
+/// Most bytes and most blobs of one request for small blobs.
 const BATCH_BYTES_MAX: u64 = 8 * 1024 * 1024;
 /// See [`BATCH_BYTES_MAX`].
 const BATCH_BLOBS_MAX: usize = 512;
@@ -237,11 +237,10 @@ impl Transfer {
     async fn save(self, run: Arc<Run>) -> Result<(), SyncError> {
         blocking(move || {
             let open = run.open.lock().expect("no panic while held").clone();
-            for staged in &open {
-                staged.checkpoint()?;
-            }
+            // What one cannot keep does not keep the others from being recorded.
+            let kept = open.iter().map(Staged::checkpoint).fold(Ok(()), Result::and);
+            kept.and(run.staging.settle())?;
             // One save at a time; the sources themselves are not held while the disk works.
-            run.staging.settle()?;
             let mut counted = run.counted.lock().expect("no panic while held");
             let sources: Vec<_> = run.sources.lock().expect("no panic while held").clone();
             let now: Vec<_> = sources.iter().map(|s| (s.moved_bytes(), s.described_bytes())).collect();

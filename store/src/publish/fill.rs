@@ -83,7 +83,7 @@ fn make(
             n += 1;
             let done = make_entry(placer, s, name, &entry, begun);
             if let Err(PublishError::BlobGone { .. }) = done {
-                forget_gone(hands, &leaves).map_err(failed)?;
+                forget_gone(hands, &leaves, &failed)?;
             }
             placed += u64::from(done?);
         }
@@ -96,9 +96,14 @@ fn make(
 }
 
 /// Lets the catalog forget blobs that are not where they were, so that the next sync fetches them.
-fn forget_gone(hands: &Hands<'_>, leaves: &[BlobHash]) -> Result<(), VerifyError> {
+fn forget_gone(
+    hands: &Hands<'_>,
+    leaves: &[BlobHash],
+    unreadable: &dyn Fn(VerifyError) -> PublishError,
+) -> Result<(), PublishError> {
     for leaf in leaves {
-        for hash in entries_in(&hands.catalog.read()?, &hands.space, leaf)?.into_iter().filter_map(|e| e.hash) {
+        let entries = entries_in(&hands.catalog.read()?, &hands.space, leaf).map_err(unreadable)?;
+        for hash in entries.into_iter().filter_map(|e| e.hash) {
             settle(hands.lake, hands.catalog, &hands.space, &hash)?;
         }
     }

@@ -170,7 +170,7 @@ impl Staging {
             }
         }
         let counted: Vec<(BlobHash, u64)> = proven.iter().map(|p| (p.hash, p.uncounted)).collect();
-        self.record(proven).inspect_err(|_| {
+        self.record(&proven).inspect_err(|_| {
             // Nothing was recorded, and nothing counted.
             for (hash, uncounted) in counted {
                 open.iter().filter(|s| s.0.hash == hash).for_each(|s| lock(&s.0.state).uncounted += uncounted);
@@ -185,7 +185,7 @@ impl Staging {
     }
 
     /// The one commit that says "complete".
-    pub(super) fn record(&self, proven: Vec<Proven>) -> Result<(), StagingError> {
+    pub(super) fn record(&self, proven: &[Proven]) -> Result<(), StagingError> {
         if proven.is_empty() {
             return Ok(());
         }
@@ -194,7 +194,7 @@ impl Staging {
         shared.catalog.write(|b| {
             b.add_counter(MOVED_TOTAL, proven.iter().map(|p| p.uncounted).sum())?;
             let begun = b.has_stagings(&shared.space)?;
-            for p in &proven {
+            for p in proven {
                 match &p.tree {
                     Tree::None => {}
                     Tree::Bytes(bytes) => b.put_outboard(&p.hash, bytes)?,

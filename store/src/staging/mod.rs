@@ -8,6 +8,7 @@
 //! hash or was hashed again from this disk. After a crash the recorded groups are believed; what was
 //! written since is believed only where the received tree proves it.
 
+mod adopt;
 mod finish;
 mod groups;
 mod part;
@@ -37,6 +38,7 @@ use groups::Groups;
 pub use part::Paged;
 use part::Part;
 use sidecar::Sidecar;
+pub use small::SMALL_BYTES_MAX;
 use small::Unsettled;
 
 /// Name of the staging folder below `.sluice`.
@@ -229,17 +231,21 @@ impl Staging {
         // The catalog forgets first: it must never name what is not there.
         let mut blobs: Vec<BlobHash> = gone.iter().map(|(hash, _)| *hash).collect();
         blobs.dedup();
-        if !blobs.is_empty() {
-            shared.catalog.write(|b| {
-                blobs.iter().try_for_each(|hash| {
-                    b.remove_staging(&shared.space, hash)?;
-                    b.remove_place(&shared.space, hash, &part_place(hash))
-                })
-            })?;
+        if blobs.is_empty() {
+            return Ok(0);
         }
+        // While a record without groups is there, nobody takes them for what a killed run left.
+        let going = StagingRecord { size: 0, bitmap: Bytes(vec![]), boot: None, unknown: Default::default() };
+        shared.catalog.write(|b| {
+            blobs.iter().try_for_each(|hash| {
+                b.put_staging(&shared.space, hash, &going)?;
+                b.remove_place(&shared.space, hash, &part_place(hash))
+            })
+        })?;
         for (_, name) in &gone {
             shared.folder.remove(name).map_err(|e| shared.failed(name, e))?;
         }
+        shared.catalog.write(|b| blobs.iter().try_for_each(|hash| b.remove_staging(&shared.space, hash)))?;
         Ok(blobs.len() as u64)
     }
 }
@@ -267,7 +273,13 @@ impl Shared {
             .and_then(|b| b.places.iter().find(|p| p.place == part_place(&hash)))
             .is_some_and(|at| fit_of(&self.lake, at) == Fit::Same);
         let (part, kept) = self.open_part(&hash, size, record.is_some())?;
-        let sidecar = Sidecar::open(&self.folder, &hash, size, !kept).map_err(|e| self.full_or(&hash, size, e))?;
+        let sidecar = Sidecar::open(&self.folder, &hash, size, !kept).map_err(|e| {
+            if !kept {
+                // It reserved the whole size and holds nothing yet; should it stay, the next sweep takes it.
+                let _ = self.folder.remove(&part_name(&hash));
+            }
+            self.full_or(&hash, size, e)
+        })?;
         let mut groups = Groups::empty(size);
         let mut uncounted = 0;
         if kept && finished {

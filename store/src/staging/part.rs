@@ -142,6 +142,20 @@ mod tests {
         }
     }
 
+    #[test]
+    fn a_write_that_ends_within_a_page_is_gone_on_with() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = File::options().create_new(true).read(true).write(true).open(dir.path().join("part")).unwrap();
+        let part = Part::new(file, true);
+        let bytes: Vec<u8> = (0..17 * PAGE_BYTES as u32).map(|i| (i % 239) as u8).collect();
+        let fault = disk::faults::inject(dir.path(), "staging.write@1=short").unwrap();
+        part.write(0, &paged(&bytes)).unwrap();
+        assert_eq!(fault.fired(), 1);
+        let mut found = vec![0; bytes.len()];
+        part.read_exact_at(&mut found, 0).unwrap();
+        assert!(found == bytes);
+    }
+
     /// Whether the cache holds the page at `offset`; reading it may wake the reading ahead, so asked once each.
     fn is_cached(file: &File, offset: u64) -> bool {
         let mut byte = [0];

@@ -3,7 +3,7 @@
 //! Invariant: a file counts as here only when a place of its blob, in this space, has the fingerprint
 //! it was proven with, or was hashed again just now.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashSet};
 
 use rayon::prelude::*;
 use sluice_protocol::ids::{BlobHash, SpaceId};
@@ -22,6 +22,8 @@ const LOOKED_FOR_AT_ONCE: usize = 16 * 1024;
 pub(super) type EachEntry<'a> =
     dyn FnMut(&mut dyn FnMut(Entry) -> Result<(), VerifyError>) -> Result<(), VerifyError> + 'a;
 
+/// A blob with more places than this is remembered once it was looked for.
+const CROWDED_ABOVE: usize = 16;
 /// Missing files that an error names.
 const NAMED_MAX: usize = 5;
 
@@ -35,11 +37,30 @@ pub(super) struct Check<'a> {
     bytes: u64,
     first: Vec<String>,
     missing: BTreeSet<BlobHash>,
+    /// Blobs with many places that were looked for: each look reads all of them.
+    crowded: HashSet<(BlobHash, u64)>,
+}
+
+/// What was found of a blob.
+#[derive(Default)]
+struct Looked {
+    here: bool,
+    crowded: bool,
 }
 
 impl<'a> Check<'a> {
     pub fn new(lake: &'a Lake, catalog: &'a Catalog, space: &'a SpaceId, watch: &'a dyn Watch) -> Self {
-        Self { lake, catalog, space, watch, files: 0, bytes: 0, first: vec![], missing: BTreeSet::new() }
+        Self {
+            lake,
+            catalog,
+            space,
+            watch,
+            files: 0,
+            bytes: 0,
+            first: vec![],
+            missing: BTreeSet::new(),
+            crowded: HashSet::new(),
+        }
     }
 
     /// Looks for the blobs of the entries of a section that `each_entry` hands out.
@@ -62,39 +83,46 @@ impl<'a> Check<'a> {
             return Err(VerifyError::Cancelled);
         }
         let reader = self.catalog.read()?;
-        let look = |glance: &mut Glance<'_>, entry: &Entry| {
-            let hash = entry.hash.unwrap_or(BlobHash([0; 32]));
-            self.is_here(&reader, glance, section, &hash, entry)
-        };
-        let found: Vec<bool> = wanted.par_iter().map_init(|| Glance::new(self.lake), look).collect::<Result<_, _>>()?;
+        let blob = |entry: &Entry| (entry.hash.unwrap_or(BlobHash([0; 32])), entry.size);
+        self.files += wanted.len() as u64;
+        self.bytes += wanted.iter().map(|entry| entry.size).sum::<u64>();
+        // A blob under many paths is looked for once: its record names all of its places.
+        wanted.retain(|entry| !self.crowded.contains(&blob(entry)));
+        wanted.par_sort_by_key(blob);
+        wanted.dedup_by_key(|entry| blob(entry));
+        wanted.par_sort_unstable_by(|a, b| a.path.cmp(&b.path));
+        let look = |glance: &mut Glance<'_>, entry: &Entry| self.look(&reader, glance, section, &blob(entry).0, entry);
+        let found: Vec<Looked> =
+            wanted.par_iter().map_init(|| Glance::new(self.lake), look).collect::<Result<_, _>>()?;
         for (entry, found) in wanted.drain(..).zip(found) {
-            self.files += 1;
-            self.bytes += entry.size;
-            // A blob under many paths is one that is missing.
-            if !found && self.missing.insert(entry.hash.unwrap_or(BlobHash([0; 32]))) && self.first.len() < NAMED_MAX {
+            if found.crowded {
+                self.crowded.insert(blob(&entry));
+            }
+            if !found.here && self.missing.insert(blob(&entry).0) && self.first.len() < NAMED_MAX {
                 self.first.push(format!("`{}`", name_of(section, &entry.path)));
             }
         }
         Ok(())
     }
 
-    fn is_here(
+    fn look(
         &self,
         reader: &Reader,
         glance: &mut Glance<'_>,
         section: &Section,
         hash: &BlobHash,
         entry: &Entry,
-    ) -> Result<bool, VerifyError> {
-        let Some(record) = reader.blob(self.space, hash)? else { return Ok(false) };
+    ) -> Result<Looked, VerifyError> {
+        let Some(record) = reader.blob(self.space, hash)? else { return Ok(Looked::default()) };
+        let crowded = record.places.len() > CROWDED_ABOVE;
         if record.size != entry.size {
             let path = name_of(section, &entry.path);
             return Err(VerifyError::OtherSize { path, hash: *hash, listed: entry.size, found: record.size });
         }
         if record.places.iter().any(|at| glance.fit(at) == Fit::Same) {
-            return Ok(true);
+            return Ok(Looked { here: true, crowded });
         }
-        Ok(settle(self.lake, self.catalog, self.space, hash)?)
+        Ok(Looked { here: settle(self.lake, self.catalog, self.space, hash)?, crowded })
     }
 
     /// Fails when anything was missing.

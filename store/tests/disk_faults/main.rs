@@ -18,7 +18,7 @@ use sluice_store::blobs::GROUPS;
 use sluice_store::catalog::Lookup;
 use sluice_store::lake::Place;
 use sluice_store::publish::{PublishError, publish};
-use sluice_store::staging::{Staging, StagingError};
+use sluice_store::staging::{Paged, Staging, StagingError};
 use sluice_store::verify::{VerifyError, verify};
 use sluice_store::watch::Silent;
 
@@ -78,10 +78,13 @@ fn fill(staging: &Staging, bytes: &[u8]) -> Result<(), StagingError> {
     for range in staged.missing(0..u64::MAX) {
         let mut at = range.start as usize;
         while at < range.end as usize {
-            let end = (at + LEAF).min(range.end as usize);
-            staged.write_leaf(at as u64, &bytes[at..end])?;
+            // The first piece is long enough to go past the cache.
+            let end = (at + if at == 0 { 4 * LEAF } else { LEAF }).min(range.end as usize);
+            let mut piece = Paged::with_capacity(end - at);
+            piece.extend_from_slice(&bytes[at..end]);
+            staged.write_leaf(at as u64, &piece)?;
             at = end;
-            if at / LEAF == 3 {
+            if at / LEAF == 5 {
                 staged.checkpoint()?;
             }
         }
@@ -98,6 +101,7 @@ fn try_bring(world: &World, version: u8) -> Result<(), String> {
     for _ in 0..8 {
         let received = world.try_announce(&parts).map_err(|e| told(&e))?;
         let staging = Staging::open(&world.lake, world.space, &world.catalog).map_err(|e| told(&e))?;
+        staging.adopt().map_err(|e| told(&e))?;
         let reader = world.catalog.read().map_err(|e| told(&e))?;
         if !reader.has_blob(&world.space, &BlobHash::of(&bytes)).map_err(|e| told(&e))? {
             fill(&staging, &bytes).map_err(|e| told(&e))?;
