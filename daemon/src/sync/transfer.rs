@@ -353,7 +353,7 @@ mod tests {
 
     fn blob(section: &str, size: u64, n: u8) -> BlobPlan {
         let wanted = Wanted { hash: BlobHash([n; 32]), size, section: section.into() };
-        BlobPlan { wanted, rung: Rung::Fetch, copies: [].into(), fetch: [0..size].into() }
+        BlobPlan { wanted, rung: Rung::Fetch, copies: [].into(), fetch: std::iter::once(0..size).collect() }
     }
 
     #[test]
