@@ -1,6 +1,6 @@
 //! Sluice's encoder: texts into vectors, on the CPU, without a network. See `docs/embedding.md`.
 //!
-//! Invariant: a vector is decided by the text, its kind and the model's files; batch, order and threads have no part in it.
+//! Invariant: a vector is decided by the text, its kind, the model's files and how it was loaded (precision, prompts); batch, order and threads have no part in it.
 
 mod encoder;
 mod error;
