@@ -20,6 +20,10 @@ export SLUICE_MODEL ?= $(CACHE)/model-$(shell sha256sum tests/python/model.txt |
 # the two sets of features do not rebuild each other.
 CORE := --workspace --exclude sluice-indexer --exclude sluice-embed --no-default-features
 CORE_TARGET := $(TARGET)/core
+# The encoder is tested by itself: what its tests compare with would else give shared dependencies other features, and
+# DataFusion and Lance would be built twice.
+ENGINE := --workspace --exclude sluice-embed
+EMBED := --package sluice-embed
 LINTS := -D warnings -D clippy::too_many_lines
 
 .PHONY: help setup demo bench soak fuzz test test-core build fmt fmt-check lint lint-core tests doc deny
@@ -40,7 +44,7 @@ setup:
 
 demo:
 	@tools/setup.sh build
-	cargo build --locked --workspace --bin sluice
+	cargo build --locked $(ENGINE) --bin sluice
 	$(SLUICE_BIN) demo
 
 # Times are of release builds without the engine; bytes of table changes need the engine, in any build.
@@ -49,7 +53,7 @@ demo:
 bench: SLUICE_BIN := $(TARGET)/debug/sluice
 bench:
 	@tools/setup.sh bench
-	cargo build --locked --workspace --bin sluice
+	cargo build --locked $(ENGINE) --bin sluice
 	CARGO_TARGET_DIR=$(CORE_TARGET) cargo build --locked --release $(CORE) --bins
 	PYTHONDONTWRITEBYTECODE=1 $(SLUICE_PYTHON) tests/bench/bench.py --sluice $(CORE_TARGET)/release/sluice --engine $(SLUICE_BIN) \
 	    --fsstore $(CORE_TARGET)/release/rival-fsstore --line $(CORE_TARGET)/release/line --work $(TARGET)/bench --out $(TARGET)/bench.json $(BENCH) $(PARTS)
@@ -71,22 +75,26 @@ fmt-check:
 	cargo fmt --all --check
 
 lint: lint-core
-	cargo clippy --locked --workspace --all-targets -- $(LINTS)
+	cargo clippy --locked $(ENGINE) --all-targets -- $(LINTS)
+	cargo clippy --locked $(EMBED) --all-targets -- $(LINTS)
 
 lint-core:
 	CARGO_TARGET_DIR=$(CORE_TARGET) cargo clippy --locked $(CORE) --all-targets -- $(LINTS)
 
-# One build for the binary and the tests, with one set of features.
+# One build for the binary and its tests, with one set of features.
 build:
-	cargo build --locked --workspace --bins --tests
+	cargo build --locked $(ENGINE) --bins --tests
+	cargo build --locked $(EMBED) --tests
 
 # Some tests need network namespaces; where the machine permits none they are left out, and counted.
 tests: export SLUICE_SKIPPED := $(TARGET)/skipped
 tests: build
 	@rm -f $(SLUICE_SKIPPED)
-	cargo nextest run --locked --workspace
+	cargo nextest run --locked $(ENGINE)
+	cargo nextest run --locked $(EMBED)
 	@! test -s $(SLUICE_SKIPPED) || { echo "left out on this machine: $$(wc -l <$(SLUICE_SKIPPED)) tests:"; cat $(SLUICE_SKIPPED); }
-	cargo test --locked --workspace --doc --quiet
+	cargo test --locked $(ENGINE) --doc --quiet
+	cargo test --locked $(EMBED) --doc --quiet
 
 test-core: SLUICE_BIN := $(CORE_TARGET)/debug/sluice
 test-core:

@@ -445,7 +445,7 @@ fn a_failing_disk_is_said_and_the_same_daemon_goes_on() {
     let mut chain = Chain::new(Work::Join);
     let faults = [
         "staging.write@2=ENOSPC",
-        "staging.sync-system@1=EIO",
+        "staging.sync@1=EIO",
         "sections.rename@2=EIO",
         "catalog.write@20=ENOSPC",
         "catalog.sync-data@3=EIO",
