@@ -41,6 +41,7 @@ help:
 
 setup:
 	@tools/setup.sh test
+	@tools/setup.sh model
 
 demo:
 	@tools/setup.sh build

@@ -2,7 +2,8 @@
 # Brings a Debian or Ubuntu machine that has Rust to where Sluice builds and tests.
 #
 #   tools/setup.sh build        what building needs: a C compiler, protoc, cmake
-#   tools/setup.sh test         that, Python with pinned packages, a model, cargo-nextest, cargo-deny
+#   tools/setup.sh test         that, Python with pinned packages, cargo-nextest, cargo-deny
+#   tools/setup.sh model        that Python, and the model that the tests of the encoder load
 #   tools/setup.sh bench        what building needs, that Python, and the rivals: rsync, ssh, restic, b3sum
 #
 # Only what is missing is installed. System packages come by apt-get, after asking when that
@@ -212,7 +213,6 @@ main() {
         one_at_a_time
         need_rust_components
         need_python_packages
-        need_model
         # Unoptimised and without its self-update it builds in a third of the time and runs as well.
         need_cargo_tool nextest "$nextest_version" --debug --no-default-features --features default-no-update
         need_cargo_tool deny "$deny_version"
@@ -222,10 +222,16 @@ main() {
         need_packages bench
         one_at_a_time
         need_python_packages
-        need_model
         need_b3sum
         ;;
-    *) fail "usage: tools/setup.sh build|test|bench" ;;
+    model)
+        need_rust
+        need_packages test
+        one_at_a_time
+        need_python_packages
+        need_model
+        ;;
+    *) fail "usage: tools/setup.sh build|test|model|bench" ;;
     esac
 }
 
