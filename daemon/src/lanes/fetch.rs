@@ -123,31 +123,23 @@ impl Peer {
         writer: &mut Writer,
         stats: &mut FetchStats,
     ) -> Result<(), FetchError> {
-        if let Some(done) = self.ranges_over_tls(hash, size, ranges, writer, stats).await {
-            return done;
-        }
-        // What arrived and was proved is not asked for again, whichever lane goes on.
-        let rest = rest_of(ranges, writer.reached());
-        if rest.is_empty() {
-            return Ok(());
-        }
-        let mut get = self.over_quic(hash).await?;
-        let done = tokio::select! {
-            done = get.ranges(size, &rest, writer, stats) => Some(done),
-            () = self.tls_comes_up() => None,
-        };
-        if let Some(done) = done {
-            return done;
-        }
-        drop(get);
-        let rest = rest_of(ranges, writer.reached());
-        tracing::debug!(site = %self.site().short(), "tls came up: the rest of a request moves over");
-        if let Some(done) = self.ranges_over_tls(hash, size, &rest, writer, stats).await {
-            return done;
-        }
-        match rest_of(ranges, writer.reached()) {
-            rest if rest.is_empty() => Ok(()),
-            rest => self.over_quic(hash).await?.ranges(size, &rest, writer, stats).await,
+        let mut may_move_over = true;
+        loop {
+            // What arrived and was proved is not asked for again, whichever lane goes on.
+            let rest = rest_of(ranges, writer.reached());
+            if let Some(done) = self.ranges_over_tls(hash, size, &rest, writer, stats).await {
+                return done;
+            }
+            let rest = rest_of(ranges, writer.reached());
+            if rest.is_empty() {
+                return Ok(());
+            }
+            let mut get = self.over_quic(hash).await?;
+            tokio::select! {
+                done = get.ranges(size, &rest, writer, stats) => return done,
+                () = self.tls_comes_up(), if may_move_over => may_move_over = false,
+            }
+            tracing::debug!(site = %self.site().short(), "tls came up: the rest of a request moves over");
         }
     }
 
