@@ -21,6 +21,8 @@ use crate::lake::{Fingerprint, Lake, LakeError, Place};
 use crate::publish::{SECTIONS_FOLDER, in_section};
 use crate::staging::STAGING_FOLDER;
 
+/// A blob with more places than this is crowded: its record is long, so it is read and written once for many of them.
+pub(crate) const CROWDED_ABOVE: usize = 16;
 /// The groups of our trees: 16 KiB.
 pub const GROUPS: BlockSize = BlockSize::from_chunk_log(4);
 /// Folder below `.sluice` for staged bytes that turned out to be damaged.

@@ -15,14 +15,11 @@ use super::hands::Hands;
 use super::old::{self, Retired};
 use super::place::{Blobs, Inodes, Lies};
 use super::plan::{How, Plan, SectionPlan};
-use crate::blobs::{Fit, Glance, compare};
+use crate::blobs::{CROWDED_ABOVE, Fit, Glance, compare};
 use crate::catalog::{Batch, BlobRecord, CatalogError, FileRecord, LiveRecord, Located, Lookup};
 use crate::durable::{Folder, Kind, Seen};
 use crate::lake::{Fingerprint, Place};
 use crate::verify::{VerifyError, entries_in, entries_of, leaves_of};
-
-/// Places of a blob above which they are looked up in a table.
-const CROWDED_ABOVE: usize = 16;
 
 /// Which section folders are live, and where their sections lie in the lake.
 #[derive(Debug, Default)]

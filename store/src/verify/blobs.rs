@@ -10,7 +10,7 @@ use sluice_protocol::ids::{BlobHash, SpaceId};
 use sluice_protocol::manifest::{Entry, EntryKind, Section};
 
 use super::{VerifyError, name_of};
-use crate::blobs::{Fit, Glance, settle};
+use crate::blobs::{CROWDED_ABOVE, Fit, Glance, settle};
 use crate::catalog::{Catalog, Lookup, Reader};
 use crate::lake::Lake;
 use crate::watch::Watch;
@@ -22,8 +22,6 @@ const LOOKED_FOR_AT_ONCE: usize = 16 * 1024;
 pub(super) type EachEntry<'a> =
     dyn FnMut(&mut dyn FnMut(Entry) -> Result<(), VerifyError>) -> Result<(), VerifyError> + 'a;
 
-/// A blob with more places than this is remembered once it was looked for.
-const CROWDED_ABOVE: usize = 16;
 /// Missing files that an error names.
 const NAMED_MAX: usize = 5;
 
